@@ -1,0 +1,41 @@
+# Every target works alone on a fresh clone: it needs Python 3.11 to 3.13, make and the package registries.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install lab train sweep tensorboard test check
+
+help: ## what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+install: $(VENV)/installed ## the virtual environment with the tested versions
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+lab: $(VENV)/installed ## the main job: train the baseline and the deep pair on MNIST
+	@stamp=$$(date +%Y-%m-%d/%H-%M-%S) && \
+	$(RUN) -m vae.train model=baseline hydra.run.dir=outputs/$$stamp-baseline $(ARGS) && \
+	$(RUN) -m vae.train model=deep hydra.run.dir=outputs/$$stamp-deep $(ARGS) && \
+	echo "Both runs are in outputs/$$stamp-{baseline,deep}; 'make tensorboard' shows them side by side."
+
+train: $(VENV)/installed ## one run: make train ARGS="model=deep model.latent_dim=8"
+	$(RUN) -m vae.train $(ARGS)
+
+sweep: $(VENV)/installed ## both models over six latent dimensions: make sweep ARGS="trainer.max_epochs=5"
+	$(RUN) -m vae.train --multirun model=baseline,deep model.latent_dim=2,4,8,16,32,64 $(ARGS)
+
+tensorboard: $(VENV)/installed ## the dashboard over all runs, on this machine only
+	$(VENV)/bin/tensorboard --logdir outputs --host 127.0.0.1
+
+test: $(VENV)/installed ## the tests
+	$(RUN) -m pytest $(ARGS)
+
+check: $(VENV)/installed ## lint, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy

@@ -1,0 +1,78 @@
+"""What every picture does: its schedule, its file in the run folder, the same bytes to the logger."""
+
+import logging
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+from vae.figures import png
+from vae.module import LitVAE
+
+log = logging.getLogger(__name__)
+
+
+class Picture(L.Callback):
+    """A picture of the model, made every `every_n_epochs` epochs (0: never) and for the kept checkpoint at the end.
+
+    While training it shows validation images; the test images are for the end. It draws its noise from a
+    generator of its own, so that a run trains the same with it and without. A picture that fails warns once,
+    is counted, and never ends the run.
+    """
+
+    name: str
+
+    def __init__(self, every_n_epochs: int = 10) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.failures = 0
+
+    def draw(self, trainer: L.Trainer, task: LitVAE, split: str) -> Figure:
+        """The figure, with images of `split`. The model is in eval mode, gradients are off."""
+        raise NotImplementedError
+
+    def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        due = self.every_n_epochs > 0 and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and trainer.state.fn == "fit":
+            self._make(trainer, task, "val")
+
+    def on_test_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self._make(trainer, task, "test")
+
+    def make(self, trainer: L.Trainer, task: LitVAE, split: str) -> None:
+        """Draw, write `figures/<name>.png`, log."""
+        self.publish(trainer, f"figures/{self.name}.png", png(self.draw(trainer, task, split)))
+
+    def publish(self, trainer: L.Trainer, file: str, encoded: bytes) -> None:
+        """Write an encoded PNG or GIF into the run folder and hand the same bytes to the loggers."""
+        path = Path(trainer.default_root_dir) / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                # add_image would decode and encode again, and cannot take an animation
+                value = Summary.Value(tag=self.name, image=Summary.Image(encoded_image_string=encoded))
+                writer = logger.experiment._get_file_writer()
+                writer.add_summary(Summary(value=[value]), trainer.global_step)
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The same noise every time."""
+        return torch.Generator(device).manual_seed(0)
+
+    def title(self, trainer: L.Trainer, task: LitVAE, what: str) -> str:
+        model = task.model
+        when = f"epoch {trainer.current_epoch + 1}" if trainer.state.fn == "fit" else "kept checkpoint"
+        return f"{model.name} (m = {model.latent_dim}, σ = {model.sigma:g}), {when}: {what}"
+
+    def _make(self, trainer: L.Trainer, task: L.LightningModule, split: str) -> None:
+        assert isinstance(task, LitVAE)
+        if not trainer.is_global_zero:
+            return
+        try:
+            self.make(trainer, task, split)
+        except Exception as error:
+            self.failures += 1
+            if self.failures == 1:
+                log.warning("callbacks.%s: no picture (%s: %s)", self.name, type(error).__name__, error)

@@ -1,0 +1,65 @@
+"""Posterior collapse: KL per latent averaged over a batch of 256, as a histogram and sorted."""
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+
+from vae.callbacks.picture import Picture
+from vae.elbo import kl_to_prior
+from vae.figures import COLLAPSED as GREY
+from vae.figures import ORACLE, TRAIN, VAL, new_figure
+from vae.module import COLLAPSED, LitVAE
+from vae.networks import linear_pair
+
+
+class PosteriorCollapse(Picture):
+    """Latents whose mean KL is below 0.01 nats carry nothing; for a linear pair pPCA says how many and which KLs."""
+
+    name = "posterior_collapse"
+    batch = 256
+
+    def make(self, trainer: L.Trainer, task: LitVAE, split: str) -> None:
+        super().make(trainer, task, split)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                kl = self._kl(trainer, task, split)
+                logger.experiment.add_histogram("posterior_collapse/kl_per_latent", kl, trainer.global_step)
+
+    def draw(self, trainer: L.Trainer, task: LitVAE, split: str) -> Figure:
+        kl = self._kl(trainer, task, split).sort(descending=True).values.cpu().numpy()
+        collapsed = int((kl < COLLAPSED).sum())
+        oracle = task.oracle if task.oracle is not None and linear_pair(task.model) is not None else None
+        what = f"{collapsed} of {len(kl)} latents collapsed"
+        if oracle is not None:
+            what += f" (closed form: {oracle.collapsed})"
+        figure = new_figure(10, 4.2, self.title(trainer, task, what))
+        left, right = figure.subplots(1, 2)
+        figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.84, wspace=0.22)
+
+        shown = np.maximum(kl, 1e-5)
+        bins = np.logspace(-5, np.log10(max(10.0, shown.max())), 37)
+        left.hist(shown[kl < COLLAPSED], bins, color=GREY, label=f"collapsed: {collapsed}")
+        left.hist(shown[kl >= COLLAPSED], bins, color=TRAIN, label=f"in use: {len(kl) - collapsed}")
+        left.axvline(COLLAPSED, color=VAL, linestyle="--", label=f"threshold {COLLAPSED:g} nats")
+        left.set_xscale("log")
+        left.set_xlabel("mean KL of a latent, nats (log scale)")
+        left.set_ylabel("latents")
+
+        places = np.arange(1, len(kl) + 1)
+        right.bar(places, kl, color=np.where(kl < COLLAPSED, GREY, TRAIN), label=f"mean over {self.batch} images")
+        right.axhline(COLLAPSED, color=VAL, linestyle="--", linewidth=1, label=f"threshold {COLLAPSED:g} nats")
+        if oracle is not None:
+            right.plot(places, oracle.kl, "o", color=ORACLE, markersize=3, label="closed form ½ log(λ/σ²)")
+        right.set_xlabel("latents, sorted by KL")
+        right.set_ylabel("mean KL, nats")
+        for axes in (left, right):
+            axes.legend(fontsize=9)
+        return figure
+
+    def _kl(self, trainer: L.Trainer, task: LitVAE, split: str) -> torch.Tensor:
+        """KL of each latent averaged over the first 256 images of the split, [m]."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        images = data.images(split, self.batch).to(task.device)
+        return kl_to_prior(task.model.encode(images)).mean(0)

@@ -1,0 +1,36 @@
+"""What goes wrong is told in one line: exit code 2 for what the user got wrong, 1 for what the machine did."""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class UserError(Exception):
+    """Overrides that cannot be run: one line a problem, each naming the override to change."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems: Sequence[str] = problems
+
+
+class MachineError(Exception):
+    """What the machine did: no network, a full disk, a file that cannot be read."""
+
+
+def told_in_one_line(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a command: the project's own errors end it with their lines and their exit code, no traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr)
+            sys.exit(2)
+        except MachineError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    return wrapped

@@ -1,0 +1,107 @@
+"""The oracle: with a fixed sigma the best linear pair is probabilistic PCA, in closed form.
+
+Tipping & Bishop 1999; for the VAE Lucas et al. 2019, arXiv:1911.02469. No encoder, however rich, can lift a
+linear decoder above it, so a linear pair whose ELBO on the training split exceeds it has a bug.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Mean and eigendecomposition of the pixels' covariance (1/N), float64, eigenvalues descending."""
+
+    mean: Tensor  # [D]
+    eigenvalues: Tensor  # [D]
+    eigenvectors: Tensor  # [D, D], one a column
+
+    @classmethod
+    def of(cls, images: Tensor, chunk: int = 4096) -> "Spectrum":
+        """Of images [N, ...], uint8 in 0…255 or floating point in [0, 1]; memory bounded by `chunk` images."""
+        total = torch.zeros(images[0].numel(), dtype=torch.float64)
+        second = torch.zeros(len(total), len(total), dtype=torch.float64)
+        for x in flat_chunks(images, chunk):
+            total += x.sum(0)
+            second.addmm_(x.T, x)
+        mean = total / len(images)
+        eigenvalues, eigenvectors = torch.linalg.eigh(second / len(images) - torch.outer(mean, mean))
+        return cls(mean, eigenvalues.flip(0).clamp_min(0), eigenvectors.flip(1))
+
+
+def flat_chunks(images: Tensor, chunk: int = 4096) -> "list[Tensor] | map[Tensor]":
+    """Images [N, ...] as float64 rows [≤ chunk, D] in [0, 1] on the CPU."""
+
+    def as_rows(part: Tensor) -> Tensor:
+        rows = part.flatten(1).cpu().double()
+        return rows / 255 if part.dtype == torch.uint8 else rows
+
+    return map(as_rows, images.split(chunk))
+
+
+@dataclass(frozen=True)
+class PPCA:
+    """The optimum of a linear pair with `latent_dim` latents and this sigma on the data of `spectrum`."""
+
+    spectrum: Spectrum
+    latent_dim: int
+    sigma: float
+
+    @property
+    def rank(self) -> int:
+        """r = min(m, #{λ_i > s²}): the latents that the optimum uses."""
+        return min(self.latent_dim, int((self.spectrum.eigenvalues > self.sigma**2).sum()))
+
+    @property
+    def collapsed(self) -> int:
+        return self.latent_dim - self.rank
+
+    @property
+    def kept(self) -> Tensor:
+        """The eigenvalues that the optimum uses, [r]."""
+        return self.spectrum.eigenvalues[: self.rank]
+
+    @property
+    def kl(self) -> Tensor:
+        """Mean KL_i over the training split, [m], descending: ½ log(λ_i / s²), 0 for the collapsed."""
+        kl = torch.zeros(self.latent_dim, dtype=torch.float64)
+        kl[: self.rank] = 0.5 * (self.kept / self.sigma**2).log()
+        return kl
+
+    @property
+    def train_elbo(self) -> float:
+        """Mean ELBO over the data of the spectrum, nats per image."""
+        discarded = self.spectrum.eigenvalues[self.rank :].sum().item()
+        return -0.5 * (self._constant() + self.rank + discarded / self.sigma**2)
+
+    def elbo(self, images: Tensor) -> Tensor:
+        """ELBO of each image [N, ...] at the optimum, [N]; there it is the exact log p(x)."""
+        parts = []
+        for x in flat_chunks(images):
+            centred = x - self.spectrum.mean
+            t = centred @ self.spectrum.eigenvectors[:, : self.rank]
+            residual = centred.square().sum(1) - t.square().sum(1)
+            parts.append((t.square() / self.kept).sum(1) + residual / self.sigma**2)
+        return -0.5 * (self._constant() + torch.cat(parts))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The optimal pair: `V` [m, D], `c` [m], `log_sd` [m] of the encoder, `W` [D, m], `b` [D] of the decoder."""
+        D, m, r, s2 = len(self.spectrum.mean), self.latent_dim, self.rank, self.sigma**2
+        U, mean = self.spectrum.eigenvectors[:, :r], self.spectrum.mean
+        gain = (self.kept - s2).sqrt()
+        V = torch.zeros(m, D, dtype=torch.float64)
+        W = torch.zeros(D, m, dtype=torch.float64)
+        log_sd = torch.zeros(m, dtype=torch.float64)
+        V[:r] = (U * gain / self.kept).T
+        W[:, :r] = U * gain
+        log_sd[:r] = 0.5 * (s2 / self.kept).log()
+        return {"V": V, "c": -V @ mean, "log_sd": log_sd, "W": W, "b": mean}
+
+    def _constant(self) -> float:
+        """log det of the model's covariance, with D log 2π."""
+        D = len(self.spectrum.mean)
+        log_det = self.kept.log().sum().item() + (D - self.rank) * math.log(self.sigma**2)
+        return D * math.log(2 * math.pi) + log_det

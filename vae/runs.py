@@ -1,0 +1,174 @@
+"""Run folders: what a run leaves behind, and how it is opened again."""
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from vae.errors import UserError
+from vae.module import CHECKPOINT_FORMAT
+from vae.networks import VAE
+
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its model in eval mode, its resolved settings, and its final figures."""
+
+    folder: Path
+    model: VAE
+    config: DictConfig
+    metrics: dict[str, float | None]  # None: not finite
+
+
+def load_run(folder: str | Path, checkpoint: str = BEST, device: str = "cpu", allow: tuple[str, ...] = ()) -> Run:
+    """Open a run folder, wherever it was copied from.
+
+    Only networks of this project and of torch.nn are built from its settings; name the modules of your own in
+    `allow`. Raises UserError with one line for a folder that is no run or a checkpoint that cannot be used.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    refuse_foreign_classes(config.model, ("vae.", "torch.nn.", *allow))
+    state = read_checkpoint(folder / checkpoint)["state_dict"]
+    try:
+        model: VAE = instantiate(config.model, _convert_="all")
+        model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
+    except Exception as error:
+        raise UserError(f"{folder}: its checkpoint and its settings do not fit ({error})") from error
+    figures = folder / "metrics.json"
+    metrics = json.loads(figures.read_text()) if figures.exists() else {}
+    return Run(folder, model.to(device).eval(), config, metrics)
+
+
+def read_config(folder: Path) -> DictConfig:
+    """The settings that a run was trained with."""
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: it has no .hydra/config.yaml")
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
+        raise UserError(f"{path} is not the settings of a training run")
+    return config
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and numbers; one that carries anything else is refused, and nothing in it runs."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the run has not saved a checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is damaged or holds more than tensors and numbers") from error
+    version = checkpoint.get("vae_format") if isinstance(checkpoint, dict) else None
+    if version != CHECKPOINT_FORMAT:
+        raise UserError(f"{path} has checkpoint format {version}, this version reads {CHECKPOINT_FORMAT}")
+    return checkpoint
+
+
+def saved_config(folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """The settings of a run to resume, with the other overrides of the command line on top."""
+    config = read_config(folder)
+    changes = [o.lstrip("+") for o in overrides if not o.startswith("resume=")]
+    for change in changes:
+        key = change.split("=")[0]
+        if "=" not in change or OmegaConf.select(config, key) is None or isinstance(config.get(key), DictConfig):
+            raise UserError(f"{change} cannot be changed while resuming: not a value in the settings of {folder}")
+    return DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)))
+
+
+def checkpoints(folder: Path) -> list[L.Callback]:
+    """Keeps the checkpoint with the best validation ELBO and the last one."""
+    return [
+        ModelCheckpoint(
+            dirpath=folder / "checkpoints",
+            filename="best",
+            monitor="val/elbo",
+            mode="max",
+            save_last=True,
+            save_on_train_epoch_end=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+    ]
+
+
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The last checkpoint of a run that was cut off, once it has been found sound; None for a fresh folder."""
+    last = folder / LAST
+    if not last.exists():
+        return None
+    read_checkpoint(last)
+    return last
+
+
+def discard_empty_run(folder: Path) -> None:
+    """Take away the folder of a run that never began; a folder with anything more than its settings stays."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
+        shutil.rmtree(folder)
+
+
+def refuse_foreign_classes(node: Any, allowed: tuple[str, ...]) -> None:
+    """Raise UserError where a `_target_` in the settings is no network of the allowed modules."""
+    if OmegaConf.is_list(node):
+        for child in node:
+            refuse_foreign_classes(child, allowed)
+    if not isinstance(node, DictConfig):
+        return
+    target = node.get("_target_")
+    if target is not None:
+        if not str(target).startswith(allowed):
+            raise UserError(f"_target_: {target} is refused: a run folder may name classes of {', '.join(allowed)}")
+        try:
+            known = issubclass(get_class(target), nn.Module)
+        except Exception as error:
+            raise UserError(f"_target_: {target} is not there any more") from error
+        if not known:
+            raise UserError(f"_target_: {target} is refused: it is not a network")
+    for child in node.values():
+        refuse_foreign_classes(child, allowed)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all; a number that is not finite becomes null, as JSON has no other word for it."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def environment(seed: int, device: torch.device) -> dict[str, Any]:
+    """What the figures of a run depend on beside its settings."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "commit": commit.stdout.strip() or None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+    }

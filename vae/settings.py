@@ -1,0 +1,190 @@
+"""Settings become objects here, and everything wrong with them is told at once, by the override to change."""
+
+import difflib
+import fnmatch
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae.errors import UserError
+from vae.networks import ACTIVATIONS, OUTPUTS
+from vae.runs import discard_empty_run
+from vae.sources import SOURCES
+
+Rule = tuple[Callable[[Any], bool], str]  # what a value must satisfy, and that in words
+
+
+def integer(low: int, high: int) -> Rule:
+    words = f"an integer from {low} to {high}"
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high, words
+
+
+def number(low: float, high: float, words: str) -> Rule:
+    """A finite number in the open interval (low, high)."""
+
+    def holds(v: Any) -> bool:
+        return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and low < v < high
+
+    return holds, words
+
+
+def one_of(*choices: Any) -> Rule:
+    return lambda v: any(v == c and type(v) is type(c) for c in choices), " | ".join(str(c) for c in choices)
+
+
+def widths(v: Any) -> bool:
+    return isinstance(v, list) and all(integer(1, 65536)[0](width) for width in v)
+
+
+def log_sd_range(v: Any) -> bool:
+    bounded = isinstance(v, list) and len(v) == 2 and all(number(-50, 50, "")[0](end) for end in v)
+    return v is None or (bounded and v[0] < v[1])
+
+
+def text(v: Any) -> bool:
+    return isinstance(v, str) and v != "" and "\0" not in v
+
+
+# What an override may be, by key; the first pattern that fits counts. Keys of user-defined classes that no
+# pattern names are checked against the signature alone.
+RULES: dict[str, Rule] = {
+    "seed": integer(0, 2**32 - 1),
+    "resume": (lambda v: v is None or text(v), "a run folder"),
+    "model.name": (text, "text"),
+    "model.latent_dim": integer(1, 4096),
+    "model.sigma": number(1e-4, 1e4, "a number greater than 0.0001 and less than 10000"),
+    "model.*.latent_dim": integer(1, 4096),
+    "model.*.hidden": (widths, "a list of layer widths such as [512,256], [] for none"),
+    "model.*.activation": one_of(*ACTIVATIONS),
+    "model.decoder.output": one_of(*OUTPUTS),
+    "model.encoder.log_sd_range": (log_sd_range, "[low,high] with low < high, or null"),
+    "data.name": one_of(*SOURCES),
+    "data.root": (text, "a folder"),
+    "data.batch_size": integer(1, 60_000),
+    "data.eval_batch_size": integer(1, 60_000),
+    "data.val_size": integer(1, 59_999),
+    "data.val_seed": integer(0, 2**32 - 1),
+    "optimizer.lr": number(0, 1e3, "a number greater than 0 and less than 1000"),
+    "optimizer.fused": one_of(True, False),
+    "scheduler.T_max": integer(1, 10**9),
+    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.max_epochs": integer(1, 10**9),
+    "trainer.precision": one_of("32-true", "bf16-mixed", "16-mixed", "64-true"),
+    "trainer.deterministic": one_of(True, False, "warn"),
+    "trainer.num_sanity_val_steps": one_of(0),
+    "trainer.check_val_every_n_epoch": integer(1, 10**9),
+    "trainer.enable_model_summary": one_of(True, False),
+    "trainer.inference_mode": one_of(False),
+    "trainer.use_distributed_sampler": one_of(False),
+    "callbacks.*.every_n_epochs": integer(0, 10**9),
+    "callbacks.chain.steps": integer(1, 100_000),
+    "callbacks.progress_bar.refresh_rate": integer(0, 10**9),
+    "logger.name": (lambda v: isinstance(v, str), "text"),
+    "logger.version": (text, "text"),
+    "logger.default_hp_metric": one_of(False),
+}
+# Arguments that train() passes itself, beside the settings.
+GIVEN = {"trainer": {"callbacks", "logger", "default_root_dir"}, "logger": {"save_dir"}, "data": {"seed"}}
+
+
+class Builder:
+    """Instantiates the nodes of a config and collects what is wrong with them.
+
+    Call it with a node's key and the arguments that are not settings; `finish` then raises one UserError with
+    every problem. A node with problems gives None.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.problems: list[str] = []
+        try:
+            OmegaConf.resolve(config)
+            self.config: dict[str, Any] = OmegaConf.to_container(config, throw_on_missing=True)  # type: ignore[assignment]
+        except OmegaConfBaseException as error:
+            raise UserError(first_line(error)) from error
+        for key, value in leaves(self.config):
+            problem = out_of_rule(key, value)
+            if problem is not None:
+                self.problems.append(problem)
+
+    def __call__(self, key: str, **given: Any) -> Any:
+        node = self.config
+        for part in key.split("."):
+            node = node[part]
+        if node is None:  # switched off
+            return None
+        unknown = list(unknown_keys(key, node, GIVEN.get(key.split(".")[0], set())))
+        self.problems += unknown
+        if unknown or any(problem.startswith(f"{key}.") for problem in self.problems):
+            return None
+        try:
+            return instantiate(node, _convert_="all", **given)
+        except Exception as error:  # a constructor's own refusal, Lightning's or torch's
+            cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+            line = first_line(cause)
+            self.problems.append(line if line.startswith(f"{key}.") else f"{key}: {line}")
+            return None
+
+    def each(self, key: str) -> list[Any]:
+        """The objects of a group of nodes, less those switched off."""
+        return [part for name in self.config[key] if (part := self(f"{key}.{name}")) is not None]
+
+    def finish(self, folder: Path) -> None:
+        """Raise what was found, and take away the folder of a run that never began."""
+        if self.problems:
+            discard_empty_run(folder)
+            raise UserError(*dict.fromkeys(self.problems))
+
+
+def out_of_rule(key: str, value: Any) -> str | None:
+    """The problem with a value, in one line, or None."""
+    for pattern, (holds, words) in RULES.items():
+        if fnmatch.fnmatchcase(key, pattern):
+            if holds(value):
+                return None
+            near = difflib.get_close_matches(str(value), words.split(" | "), 1) if " | " in words else []
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return f"{key}={value} must be {words}{hint}"
+    return None
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested dictionary; lists are values."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        elif not str(key).startswith("_"):
+            yield f"{prefix}{key}", value
+
+
+def unknown_keys(key: str, node: dict[str, Any], given: set[str]) -> Iterator[str]:
+    """Keys that the class named by `_target_` does not take, with the likely spelling."""
+    if "_target_" not in node:
+        for name, child in node.items():
+            if isinstance(child, dict):
+                yield from unknown_keys(f"{key}.{name}", child, given)
+        return
+    try:
+        signature = inspect.signature(get_object(node["_target_"]))
+    except (HydraException, ImportError, ValueError, TypeError) as error:
+        yield f"{key}._target_={node['_target_']}: {first_line(error)}"
+        return
+    names = signature.parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in names.values())
+    for name, child in node.items():
+        if not name.startswith("_") and name not in names and not takes_any:
+            near = difflib.get_close_matches(name, set(names) - given, 1)
+            yield f"{key}.{name}: unknown" + (f"; did you mean {key}.{near[0]}?" if near else "")
+        elif isinstance(child, dict) and "_target_" in child:
+            yield from unknown_keys(f"{key}.{name}", child, set())
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
