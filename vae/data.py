@@ -5,7 +5,7 @@ library, no per-image transform and no worker processes. Against torchvision's u
 what makes an epoch of a small pair five times as fast.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
 class IndexBatches(Sampler[Tensor]):
     """Tensors of indices into the pixels, one a batch; over all ranks each image comes exactly once an epoch.
 
-    The order depends on (seed, epoch) alone, so a resumed run sees what the uninterrupted one would have.
+    The order depends on (seed, epoch) alone, so a resumed run sees what the uninterrupted one would have seen:
+    `position` is asked for the epoch and the batches done in it, not before the first batch is.
     `batch_size` is that of one rank; ranks take turns through one common order, and the last batch may be short.
     """
 
@@ -44,29 +45,29 @@ class IndexBatches(Sampler[Tensor]):
         shuffle_seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self.images, self.batch_size, self.shuffle_seed = images, batch_size, shuffle_seed
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:  # called by the Trainer
-        self.epoch = epoch
+        self.position = position
 
     def __len__(self) -> int:
         mine = len(range(self.rank, len(self.images), self.world_size))
         return -(-mine // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
+        epoch, done = self.position()
         order = self.images
         if self.shuffle_seed is not None:
-            generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + self.epoch)
+            generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + epoch)
             order = order[torch.randperm(len(order), generator=generator)]
-        return iter(order[self.rank :: self.world_size].split(self.batch_size))
+        yield from order[self.rank :: self.world_size].split(self.batch_size)[done:]
 
 
 class ImageDataModule(L.LightningDataModule):
     """Train, validation and test batches (pixels uint8 [B, 1, 28, 28], index [B]) of a data set of SOURCES.
 
+    Training batches come in blocks of `batches_per_block`, which the training step takes apart.
     The validation split is `val_size` training images drawn with `val_seed`, the same for every run whatever its
     own seed. The test files are opened by testing alone. Raises ValueError for sizes that do not fit the data, and
     `prepare_data` MachineError where the files cannot be had.
@@ -77,6 +78,7 @@ class ImageDataModule(L.LightningDataModule):
         name: str,
         root: str,
         batch_size: int = 128,
+        batches_per_block: int = 64,
         eval_batch_size: int = 1000,
         val_size: int = 5000,
         val_seed: int = 0,
@@ -90,6 +92,7 @@ class ImageDataModule(L.LightningDataModule):
         if batch_size > train_size:
             raise ValueError(f"data.batch_size={batch_size} is more than the {train_size} images to train on")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.batches_per_block = batches_per_block
         self.val_size, self.val_seed, self.seed = val_size, val_seed, seed
         self.pixels: dict[str, Tensor] = {}  # uint8 [N, 1, 28, 28]; train and val share one tensor
         self.labels: dict[str, Tensor] = {}  # uint8 [N]
@@ -132,8 +135,12 @@ class ImageDataModule(L.LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             self._move_to(self.trainer.strategy.root_device)
-        batch_size = self.eval_batch_size if shuffle_seed is None else self.batch_size
+        # Under DDP one backward pass belongs to one call of the training step, so a block is one batch there.
+        blocks = self.batch_size * (self.batches_per_block if world_size == 1 else 1)
+        batch_size = self.eval_batch_size if shuffle_seed is None else blocks
         batches = IndexBatches(self.index[split], batch_size, shuffle_seed, rank, world_size)
+        if shuffle_seed is not None:
+            batches.position = self._position
         # batch_size=None: the sampler's tensors go to the dataset as they are, and its batches come out as they are.
         # A generator of its own: an ordinary loader draws from the global one whenever an epoch starts.
         return DataLoader(
@@ -144,13 +151,20 @@ class ImageDataModule(L.LightningDataModule):
             generator=torch.Generator(),
         )
 
+    def _position(self) -> tuple[int, int]:
+        """The Trainer's epoch, and the blocks of it that a checkpoint has behind it."""
+        if self.trainer is None:
+            return 0, 0
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the pixels are resident on the device already
 
     def _load(self, splits: tuple[str, ...], train: bool) -> None:
         images, labels = (read_idx(path) for path in self.source.files(self.root, train))
+        images = images.unsqueeze(1)
         for split in splits:
-            self.pixels[split], self.labels[split] = images.unsqueeze(1), labels
+            self.pixels[split], self.labels[split] = images, labels
 
     def _move_to(self, device: torch.device) -> None:
         moved: dict[int, Tensor] = {}  # train and val stay one tensor

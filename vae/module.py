@@ -18,7 +18,7 @@ COLLAPSED = 0.01  # nats of mean KL below which a latent counts as collapsed
 INACTIVE = 0.01  # Var_x(E[z_i|x]) below which a unit counts as inactive (Burda et al., arXiv:1509.00519)
 CHECKPOINT_FORMAT = 1
 
-Batch = tuple[Tensor, Tensor]  # pixels uint8 [B, 1, 28, 28], index [B]
+Batch = tuple[Tensor, Tensor]  # pixels uint8 [B, 1, 28, 28], index [B]; in training a block of several batches
 
 
 class SplitSums:
@@ -68,6 +68,7 @@ class LitVAE(L.LightningModule):
         eval_seed: int = 0,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.model = model
         self.oracle = oracle
         self.final: dict[str, float] = {}  # figures of the last test, all three splits
@@ -88,16 +89,28 @@ class LitVAE(L.LightningModule):
         if self._rng is not None:
             restore_rng(self._rng)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        pixels, _index = batch
-        terms, _posterior = self.model.elbo_terms(as_images(pixels))
-        objective = -terms.elbo.mean()
-        with torch.no_grad():
-            count = len(pixels)
-            self.images_seen += count
-            log_likelihood, kl = terms.log_likelihood.sum(), terms.kl.sum()
-            self._train_sums += torch.stack([torch.full_like(kl, count), objective * count, log_likelihood, kl])
-        return objective
+    def training_step(self, block: Batch, _: int) -> None:
+        """One optimiser step for each batch of a block: what Lightning does around a call, it does once a block.
+
+        For a small pair that costs as much as the step itself; the steps and their order are the same.
+        """
+        optimizer: Any = self.optimizers()
+        for pixels in block[0].split(self.trainer.datamodule.batch_size):  # type: ignore[attr-defined]
+            terms, _posterior = self.model.elbo_terms(as_images(pixels))
+            objective = -terms.elbo.mean()
+            optimizer.zero_grad()
+            objective.backward()
+            optimizer.step()
+            with torch.no_grad():
+                count = len(pixels)
+                self.images_seen += count
+                log_likelihood, kl = terms.log_likelihood.sum(), terms.kl.sum()
+                self._train_sums += torch.stack([torch.full_like(kl, count), objective * count, log_likelihood, kl])
+
+    def on_train_epoch_end(self) -> None:
+        scheduler: Any = self.lr_schedulers()
+        if scheduler is not None:
+            scheduler.step()
 
     def validation_step(self, batch: Batch, _: int) -> None:
         self._evaluate(batch, "val")
@@ -110,6 +123,7 @@ class LitVAE(L.LightningModule):
         if self.trainer.state.fn == "fit":
             count, objective, log_likelihood, kl = self._over_ranks(self._train_sums).tolist()
             self._train_sums.zero_()
+            self.log("step", float(self.global_step))  # the logger's step: optimiser steps, not blocks
             self.log("train/elbo", (log_likelihood - kl) / count)
             self.log("train/log_likelihood", log_likelihood / count)
             self.log("train/kl", kl / count)

@@ -72,6 +72,11 @@ class PPCA:
         return kl
 
     @property
+    def mixing_steps(self) -> float:
+        """Steps over which the chain decode → sample → encode → sample forgets its start: about λ_1/s²."""
+        return self.spectrum.eigenvalues[0].item() / self.sigma**2
+
+    @property
     def train_elbo(self) -> float:
         """Mean ELBO over the data of the spectrum, nats per image."""
         discarded = self.spectrum.eigenvalues[self.rank :].sum().item()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -68,15 +69,18 @@ RULES: dict[str, Rule] = {
     "data.name": one_of(*SOURCES),
     "data.root": (text, "a folder"),
     "data.batch_size": integer(1, 60_000),
+    "data.batches_per_block": integer(1, 60_000),
     "data.eval_batch_size": integer(1, 60_000),
     "data.val_size": integer(1, 59_999),
     "data.val_seed": integer(0, 2**32 - 1),
     "optimizer.lr": number(0, 1e3, "a number greater than 0 and less than 1000"),
     "optimizer.fused": one_of(True, False),
     "scheduler.T_max": integer(1, 10**9),
+    "scheduler.factor": number(0, 1e3, "a number greater than 0 and less than 1000"),
+    "scheduler.total_iters": integer(0, 10**9),
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.max_epochs": integer(1, 10**9),
-    "trainer.precision": one_of("32-true", "bf16-mixed", "16-mixed", "64-true"),
+    "trainer.precision": one_of("32-true", "bf16-mixed"),
     "trainer.deterministic": one_of(True, False, "warn"),
     "trainer.num_sanity_val_steps": one_of(0),
     "trainer.check_val_every_n_epoch": integer(1, 10**9),
@@ -103,15 +107,19 @@ class Builder:
 
     def __init__(self, config: DictConfig) -> None:
         self.problems: list[str] = []
+        given = {key for key, value in leaves(OmegaConf.to_container(config)) if "${" not in str(value)}
         try:
             OmegaConf.resolve(config)
             self.config: dict[str, Any] = OmegaConf.to_container(config, throw_on_missing=True)  # type: ignore[assignment]
         except OmegaConfBaseException as error:
             raise UserError(first_line(error)) from error
         for key, value in leaves(self.config):
-            problem = out_of_rule(key, value)
+            problem = out_of_rule(key, value) if key in given else None  # a reference repeats its source
             if problem is not None:
                 self.problems.append(problem)
+        accelerator, available = self.config["trainer"]["accelerator"], accelerators()
+        if accelerator in ("gpu", "cuda", "mps") and accelerator not in available:
+            self.problems.append(f"trainer.accelerator={accelerator} is not here; here is: {', '.join(available)}")
 
     def __call__(self, key: str, **given: Any) -> Any:
         node = self.config
@@ -140,6 +148,12 @@ class Builder:
         if self.problems:
             discard_empty_run(folder)
             raise UserError(*dict.fromkeys(self.problems))
+
+
+def accelerators() -> list[str]:
+    """What trainer.accelerator can be on this machine."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    return ["auto", "cpu"] + ["gpu"] * (cuda or mps) + ["cuda"] * cuda + ["mps"] * mps
 
 
 def out_of_rule(key: str, value: Any) -> str | None:

@@ -56,6 +56,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     data.setup("fit")
     oracle = PPCA(Spectrum.of(data.split_pixels("train")), model.latent_dim, model.sigma)
     task = LitVAE(model, optimizer, scheduler, oracle)
+    folder.mkdir(parents=True, exist_ok=True)
     runs.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
 
     # 3. Training; the checkpoint with the best validation ELBO is kept, and tested.

@@ -7,6 +7,7 @@ import imageio.v3 as iio
 import lightning.pytorch as L
 import numpy as np
 import torch
+from matplotlib import get_data_path
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -19,6 +20,7 @@ from vae.module import LitVAE
 
 CHAINS = 64
 MILLISECONDS = 100  # per frame
+FONT = ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 15)
 
 
 class ChainVideo(Picture):
@@ -59,7 +61,8 @@ class ChainVideo(Picture):
         folder.mkdir(parents=True, exist_ok=True)
         write_mp4(folder / "chain.mp4", video)
         self.publish(trainer, "videos/chain.gif", gif(video))
-        strip = self.draw_strip(self.title(trainer, task, self._verdict()), frames, drifts)
+        mixing = task.oracle.mixing_steps if task.oracle is not None else None
+        strip = draw_strip(self.title(trainer, task, self._verdict()), frames, drifts, mixing)
         strip.savefig(self._figure_path(trainer), format="png")
 
     def _figure_path(self, trainer: L.Trainer) -> Path:
@@ -71,25 +74,26 @@ class ChainVideo(Picture):
         kept = "finite" if self.figures["chain/finite"] else "NOT finite"
         return f"64 chains, {kept}, spectral radius {self.figures['chain/spectral_radius']:.3f}"
 
-    @staticmethod
-    def draw_strip(title: str, frames: list[Tensor], drifts: list[float]) -> Figure:
-        """Eight chains at eight steps, and the drift of all 64 from the prior over the steps."""
-        figure = new_figure(10, 4.6, title)
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-        figure.subplots_adjust(left=0.07, right=0.98, bottom=0.13, top=0.86, wspace=0.15)
-        steps = np.unique(np.geomspace(1, len(frames), 8).astype(int) - 1)
-        left.imshow(tile(torch.cat([frames[t][:8] for t in steps]), 8), cmap="gray", vmin=0, vmax=255, aspect="equal")
-        left.set_yticks([14 + 30 * i for i in range(len(steps))], [f"t = {t}" for t in steps])
-        left.set_xticks([])
-        left.set_xlabel("eight of the chains")
-        left.tick_params(length=0)
-        right.plot(drifts, color=TRAIN)
-        right.axhline(drifts[0], color="grey", linestyle=":", label="64 draws from the prior itself")
-        right.set_xlabel("step t")
-        right.set_ylabel("KL(moments of z_t ‖ prior), nats")
-        right.grid(alpha=0.3)
-        right.legend()
-        return figure
+
+def draw_strip(title: str, frames: list[Tensor], drifts: list[float], mixing: float | None) -> Figure:
+    """Eight chains at some of their steps, and the drift of all from the prior over the steps."""
+    figure = new_figure(10, 4.6, title)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.13, top=0.86, wspace=0.15)
+    steps = np.unique(np.geomspace(1, len(frames), 8).astype(int) - 1)
+    left.imshow(tile(torch.cat([frames[t][:8] for t in steps]), 8), cmap="gray", vmin=0, vmax=255, aspect="equal")
+    left.set_yticks([14 + 30 * i for i in range(len(steps))], [f"t = {t}" for t in steps])
+    left.set_xticks([])
+    left.set_xlabel("eight of the chains")
+    left.tick_params(length=0)
+    right.plot(drifts, color=TRAIN)
+    right.axhline(drifts[0], color="grey", linestyle=":", label="64 draws from the prior itself")
+    steps_needed = "" if mixing is None else f" (the best linear pair forgets its start in about {mixing:.0f})"
+    right.set_xlabel(f"step t{steps_needed}")
+    right.set_ylabel("KL(moments of z_t ‖ prior), nats")
+    right.grid(alpha=0.3)
+    right.legend()
+    return figure
 
 
 def titled(picture: np.ndarray, text: str, scale: int = 2) -> Image.Image:
@@ -97,15 +101,15 @@ def titled(picture: np.ndarray, text: str, scale: int = 2) -> Image.Image:
     height, width = (scale * side for side in picture.shape)
     head = 28
     frame = Image.new("L", (width + width % 2, head + height + height % 2), 255)
-    ImageDraw.Draw(frame).text((6, 5), text, fill=0, font=ImageFont.load_default(16))
+    ImageDraw.Draw(frame).text((6, 5), text, fill=0, font=FONT)
     frame.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (0, head))
     return frame
 
 
 def gif(frames: list[Image.Image]) -> bytes:
-    """An endless animation, one GIF frame a frame (each carries its step, so none are merged)."""
+    """An endless animation in 16 grey levels; each frame carries its step, so none are merged."""
     buffer = io.BytesIO()
-    pixels = np.stack([np.asarray(frame) for frame in frames])
+    pixels = np.stack([(np.asarray(frame) + 8.0) // 17 * 17 for frame in frames]).astype(np.uint8)
     iio.imwrite(buffer, pixels, extension=".gif", plugin="pillow", duration=MILLISECONDS, loop=0)
     return buffer.getvalue()
 
@@ -113,4 +117,7 @@ def gif(frames: list[Image.Image]) -> bytes:
 def write_mp4(path: Path, frames: list[Image.Image]) -> None:
     pixels = np.stack([np.asarray(frame) for frame in frames])
     rate = 1000 / MILLISECONDS
-    iio.imwrite(path, pixels, plugin="FFMPEG", fps=rate, codec="libx264", quality=7, macro_block_size=2)
+    preset = ["-preset", "veryfast"]
+    iio.imwrite(
+        path, pixels, plugin="FFMPEG", fps=rate, codec="libx264", quality=7, macro_block_size=2, output_params=preset
+    )

@@ -3,11 +3,13 @@
 from typing import Any
 
 import lightning.pytorch as L
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vae.callbacks.picture import Picture
 from vae.figures import ORACLE, TRAIN, VAL, new_figure
 from vae.module import LitVAE
+from vae.ppca import PPCA
 
 
 class ELBOCurves(Picture):
@@ -49,14 +51,15 @@ class ELBOCurves(Picture):
         if task.oracle is not None:
             label = f"optimum of a linear pair, train {task.oracle.train_elbo:.1f}"
             left.axhline(task.oracle.train_elbo, color=ORACLE, linestyle="--", linewidth=1, label=label)
-            self._zoom(left, [row["val/elbo"] for row in self.history], task.oracle.train_elbo)
+        self._zoom(left, task.oracle)
         left.legend(loc="lower right")
-        right.legend(loc="lower right")
+        right.legend()
         return figure
 
-    @staticmethod
-    def _zoom(axes: Any, values: list[float], optimum: float) -> None:
+    def _zoom(self, axes: Axes, oracle: PPCA | None) -> None:
         """Leave the first steep climb below the edge, where it would flatten all that follows."""
-        if len(values) >= 10:
-            low, high = min(*values[2:], optimum), max(*values, optimum)
-            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        if len(self.history) >= 10:
+            seen = [row[f"{split}/elbo"] for row in self.history[2:] for split in ("train", "val")]
+            seen += [] if oracle is None else [oracle.train_elbo]
+            margin = 0.06 * (max(seen) - min(seen))
+            axes.set_ylim(min(seen) - margin, max(seen) + margin)

@@ -22,9 +22,9 @@ def quiet() -> None:
 
 
 class Progress(ProgressBar):
-    """`refresh_rate`: steps between two updates of the bar; 0 for lines only."""
+    """`refresh_rate`: blocks of steps between two updates of the bar; 0 for lines only."""
 
-    def __init__(self, refresh_rate: int = 50) -> None:
+    def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__()
         self.refresh_rate = refresh_rate
         self._bar: tqdm[Any] | None = None
@@ -36,13 +36,13 @@ class Progress(ProgressBar):
     def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         self._since = time.perf_counter()
         if self.refresh_rate and sys.stderr.isatty():
-            self._bar = tqdm(total=int(self.total_train_batches), leave=False, unit="step")
+            self._bar = tqdm(total=int(self.total_train_batches), leave=False, unit="block")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._bar is not None and batch_idx % self.refresh_rate == 0:
-            self._bar.update(batch_idx - self._bar.n)
+        if self._bar is not None and (batch_idx + 1) % self.refresh_rate == 0:
+            self._bar.update(batch_idx + 1 - self._bar.n)
 
     def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or not trainer.is_global_zero:

@@ -1,0 +1,77 @@
+"""Shared by the tests: settings composed in process, the digits of the repository, one short real run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from vae.data import ImageDataModule
+from vae.networks import VAE
+
+ROOT = Path(__file__).parents[1]
+
+
+def settings(*overrides: str) -> DictConfig:
+    """The settings that `python -m vae.train` would have with these overrides, on the repository's digits."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", ["data=digits", f"data.root={ROOT / 'tests'}", *overrides])
+
+
+def build_model(*overrides: str, seed: int = 0) -> VAE:
+    torch.manual_seed(seed)
+    return instantiate(settings(*overrides).model, _convert_="all")
+
+
+def set_linear(model: VAE, weights: dict[str, torch.Tensor]) -> VAE:
+    """The linear pair with the weights of `PPCA.weights()`, its log sd constant, in float64."""
+    model = model.double()
+    m = model.latent_dim
+    scores, pixels = model.encoder.layers[0], model.decoder.layers[0]
+    with torch.no_grad():
+        scores.weight[:m], scores.weight[m:] = weights["V"], 0
+        scores.bias[:m], scores.bias[m:] = weights["c"], weights["log_sd"]
+        pixels.weight.copy_(weights["W"])
+        pixels.bias.copy_(weights["b"])
+    return model
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageDataModule:
+    data = instantiate(settings().data)
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+@pytest.fixture(scope="session")
+def mnist() -> ImageDataModule:
+    """The full MNIST, all 60 000 training images but for 5 000; fetched into data/ when it is not there."""
+    data = instantiate(settings("data=mnist", f"data.root={ROOT / 'data'}").data)
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+class ShortRun:
+    """Two epochs of the baseline on the repository's digits, every callback on."""
+
+    def __init__(self, folder: Path, overrides: Sequence[str]) -> None:
+        from vae.train import train
+
+        self.folder, self.config = folder, settings(*overrides)
+        (folder / ".hydra").mkdir(parents=True)
+        from omegaconf import OmegaConf
+
+        OmegaConf.save(self.config, folder / ".hydra" / "config.yaml")
+        self.metrics = train(self.config, folder)
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> ShortRun:
+    overrides = ["trainer.max_epochs=2", "model.latent_dim=4", "trainer.accelerator=cpu"]
+    overrides += [f"callbacks.{name}.every_n_epochs=1" for name in ("elbo_curves", "prior_samples", "chain")]
+    return ShortRun(tmp_path_factory.mktemp("run") / "baseline", overrides)

@@ -1,0 +1,228 @@
+"""A short real run: the files, tags and figures that its users rely on, and that it repeats bit for bit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+import torch
+from conftest import ShortRun, settings
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import vae
+from vae.data import ImageDataModule
+from vae.errors import UserError
+from vae.networks import VAE
+from vae.ppca import PPCA, Spectrum
+from vae.train import resumed, train
+
+QUIET = [f"callbacks.{name}=null" for name in ("elbo_curves", "reconstructions", "prior_samples", "chain")]
+QUIET += ["callbacks.posterior_collapse=null", "trainer.accelerator=cpu", "model.latent_dim=4"]
+FIGURES = ("reconstructions", "prior_samples", "posterior_collapse", "elbo_curves", "chain")
+
+
+@pytest.fixture(scope="session")
+def events(short_run: ShortRun) -> EventAccumulator:
+    accumulator = EventAccumulator(str(short_run.folder / "tensorboard"), {"images": 0, "histograms": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_files_of_the_run_folder(short_run: ShortRun):
+    files = {str(path.relative_to(short_run.folder)) for path in short_run.folder.rglob("*") if path.is_file()}
+    expected = {"metrics.json", "environment.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    expected |= {"videos/chain.gif", "videos/chain.mp4", ".hydra/config.yaml"}
+    expected |= {f"figures/{name}.png" for name in FIGURES}
+    assert expected <= files
+    assert any(name.startswith("tensorboard/events") for name in files)
+    for name in FIGURES:
+        picture = iio.imread(short_run.folder / "figures" / f"{name}.png")
+        assert picture.shape[0] > 300
+        assert picture.std() > 20  # something is drawn
+
+
+def test_figures_of_metrics_json(short_run: ShortRun):
+    metrics = json.loads((short_run.folder / "metrics.json").read_text())
+    expected = {f"{split}/{term}" for split in ("train", "val", "test") for term in ("elbo", "log_likelihood", "kl")}
+    expected |= {"val/collapsed", "test/collapsed", "test/inactive", "oracle/collapsed"}
+    expected |= {f"oracle/{split}_elbo" for split in ("train", "val", "test")}
+    expected |= {"chain/spectral_radius", "chain/finite", "chain/drift", "time/fit_seconds", "time/images_per_second"}
+    expected |= {"model/encoder_parameters", "model/decoder_parameters"}
+    assert expected <= set(metrics)
+    for split in ("train", "val", "test"):
+        assert metrics[f"{split}/elbo"] == pytest.approx(metrics[f"{split}/log_likelihood"] - metrics[f"{split}/kl"])
+        assert metrics[f"{split}/elbo"] < metrics[f"oracle/{split}_elbo"]
+    assert metrics["model/encoder_parameters"] == 785 * 8
+    environment = json.loads((short_run.folder / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["seed"] == 0
+
+
+def test_tags_on_the_dashboard(short_run: ShortRun, events: EventAccumulator):
+    tags = events.Tags()
+    curves = {f"{split}/{term}" for split in ("train", "val") for term in ("elbo", "log_likelihood", "kl")}
+    curves |= {"train/objective", "val/collapsed"}
+    final = {"test/elbo", "test/log_likelihood", "test/kl", "test/collapsed", "test/inactive", "final/val/elbo"}
+    final |= {"oracle/train_elbo", "oracle/val_elbo", "oracle/test_elbo", "oracle/collapsed", "time/fit_seconds"}
+    final |= {"chain/finite", "chain/drift", "chain/spectral_radius", "model/encoder_parameters"}
+    assert curves | final <= set(tags["scalars"])
+    for tag in curves:  # one point an epoch, at the optimiser's step: 400 images in batches of 128
+        assert [point.step for point in events.Scalars(tag)] == [4, 8]
+    for tag in ("test/elbo", "test/kl", "oracle/test_elbo"):
+        (point,) = events.Scalars(tag)
+        assert point.value == pytest.approx(short_run.metrics[tag], rel=1e-6)
+    assert {*FIGURES} - {"chain"} <= set(tags["images"])
+    assert "posterior_collapse/kl_per_latent" in tags["histograms"]
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(
+        events.summary_metadata if hasattr(events, "summary_metadata") else events.PluginTagToContent("hparams")
+    )
+
+
+def test_the_chain_plays_on_the_dashboard(short_run: ShortRun, events: EventAccumulator):
+    """The image summary is the GIF itself: 101 frames, the step of each in its title, the run folder's bytes."""
+    picture = events.Images("chain")[-1].encoded_image_string
+    assert picture[:6] == b"GIF89a"
+    assert picture == (short_run.folder / "videos" / "chain.gif").read_bytes()
+    frames = iio.imread(picture, extension=".gif", index=None)
+    assert len(frames) == 101
+    assert all((frames[t] != frames[t + 1]).any() for t in range(100))
+    assert len(iio.imread(short_run.folder / "videos" / "chain.mp4", plugin="FFMPEG")) == 101
+
+
+def test_a_run_folder_opens_wherever_it_was_copied(short_run: ShortRun, tmp_path: Path, digits: ImageDataModule):
+    copy = Path(shutil.copytree(short_run.folder, tmp_path / "elsewhere" / "copy"))
+    run = vae.load_run(copy)
+    assert isinstance(run.model, VAE)
+    assert not run.model.training
+    assert run.metrics == json.loads((copy / "metrics.json").read_text())
+    assert run.config.model.latent_dim == 4
+    # its ELBO on the test split, with the noise of the test, is the one of metrics.json
+    noise = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        terms, _ = run.model.elbo_terms(digits.images("test", 300), noise)
+    assert terms.elbo.mean().item() == pytest.approx(run.metrics["test/elbo"], abs=1e-3)
+
+
+def test_what_is_no_run_is_refused_in_a_line(short_run: ShortRun, tmp_path: Path):
+    with pytest.raises(UserError, match="no run folder"):
+        vae.load_run(tmp_path)
+    copy = Path(shutil.copytree(short_run.folder, tmp_path / "run"))
+    best = copy / "checkpoints" / "best.ckpt"
+    whole = best.read_bytes()
+    best.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
+        vae.load_run(copy)
+    best.unlink()
+    with pytest.raises(UserError, match=r"best\.ckpt is missing"):
+        vae.load_run(copy)
+    best.write_bytes(whole)
+    config = copy / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("vae.networks.Decoder", "os.system"))
+    with pytest.raises(UserError, match=r"os\.system is refused"):
+        vae.load_run(copy)
+
+
+def test_a_checkpoint_that_carries_code_runs_nothing(short_run: ShortRun, tmp_path: Path):
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    copy = Path(shutil.copytree(short_run.folder, tmp_path / "run"))
+    torch.save({"state_dict": Payload(), "vae_format": 1}, copy / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match="more than tensors"):
+        vae.load_run(copy)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_same_seed_gives_the_same_figures_bit_for_bit(tmp_path: Path):
+    """Whatever the block, and with pictures or without; another seed gives others."""
+
+    def final(name: str, *overrides: str) -> dict[str, float]:
+        metrics = train(settings(*QUIET, "trainer.max_epochs=3", *overrides), tmp_path / name)
+        return {key: value for key, value in metrics.items() if not key.startswith(("time/", "chain/"))}
+
+    first = final("a")
+    assert final("b") == first
+    assert final("c", "data.batches_per_block=1") == first
+    picture = "callbacks.pictures={_target_: vae.callbacks.reconstructions.Reconstructions, every_n_epochs: 1}"
+    assert final("d", f"+{picture}") == first
+    assert final("e", "seed=1") != first
+
+
+def test_the_epochs_elbo_does_not_depend_on_the_batches(tmp_path: Path):
+    """The final figures of one checkpoint, evaluated in batches of 1000 and of 7 with a short last one."""
+    run = tmp_path / "run"
+    figures = [
+        train(settings(*QUIET, "trainer.max_epochs=1", f"data.eval_batch_size={size}"), run) for size in (1000, 7)
+    ]
+    for key in ("train/elbo", "val/elbo", "test/elbo", "test/kl", "test/inactive"):
+        assert figures[0][key] == pytest.approx(figures[1][key], abs=1e-3)
+
+
+def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path):
+    """Stopped after two epochs and resumed to four, weights and figures are those of four epochs in one go."""
+    short = settings(*QUIET, "trainer.max_epochs=2", "scheduler=constant")
+    whole = settings(*QUIET, "trainer.max_epochs=4", "scheduler=constant")
+    train(short, tmp_path / "cut")
+    resumed_figures = train(whole, tmp_path / "cut")
+    figures = train(whole, tmp_path / "whole")
+    for key in figures:
+        if not key.startswith("time/"):
+            assert resumed_figures[key] == figures[key], key
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("cut", "whole")
+    ]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+
+
+def test_resume_works_in_the_folder_and_keeps_its_settings():
+    assert resumed(["resume=a/b", "trainer.max_epochs=9"]) == [
+        "resume=a/b",
+        "trainer.max_epochs=9",
+        "hydra.run.dir=a/b",
+        "hydra.output_subdir=null",
+    ]
+    assert resumed(["model=deep"]) == ["model=deep"]
+
+
+def test_training_lifts_the_elbo_towards_the_oracle(tmp_path: Path, digits: ImageDataModule):
+    """The whole path (loader, step, schedule, checkpoint) ends within 3 nats of the closed form, not above it."""
+    overrides = ["trainer.max_epochs=400", "optimizer.lr=0.01", "+optimizer.betas=[0.9,0.99]", "data.batch_size=100"]
+    metrics = train(settings(*QUIET, *overrides), tmp_path)
+    oracle = PPCA(Spectrum.of(digits.split_pixels("train")), 4, 0.25)
+    assert metrics["oracle/train_elbo"] == pytest.approx(oracle.train_elbo)
+    assert oracle.train_elbo - 3 < metrics["train/elbo"] < oracle.train_elbo + 1
+    assert metrics["test/collapsed"] == oracle.collapsed == 0
+
+
+def test_a_failed_picture_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "figures").write_text("a file where the folder should be")
+    overrides = [o for o in QUIET if "reconstructions" not in o]
+    config = settings(*overrides, "trainer.max_epochs=2", "callbacks.reconstructions.every_n_epochs=1")
+    assert train(config, tmp_path)["test/elbo"] < 0
+    warnings = [record for record in caplog.records if "reconstructions: no picture" in record.message]
+    assert len(warnings) == 1
+
+
+def test_other_loggers_are_a_choice_of_the_settings(tmp_path: Path):
+    overrides = ["logger._target_=lightning.pytorch.loggers.CSVLogger", "~logger.default_hp_metric"]
+    train(settings(*QUIET, "trainer.max_epochs=1", *overrides), tmp_path)
+    text = (tmp_path / "tensorboard" / "metrics.csv").read_text()
+    assert "val/elbo" in text
+    assert "test/elbo" in text
+
+
+def test_everything_runs_on_a_gpu(tmp_path: Path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU here")
+    metrics = train(settings("model=deep", "trainer.max_epochs=2", "trainer.accelerator=gpu"), tmp_path)
+    assert metrics["test/elbo"] < metrics["oracle/test_elbo"] + 500
+    assert (tmp_path / "videos" / "chain.gif").exists()
+
+
+def test_settings_survive_the_run_folder(short_run: ShortRun):
+    saved = OmegaConf.load(short_run.folder / ".hydra" / "config.yaml")
+    assert saved == short_run.config
