@@ -49,6 +49,10 @@ def log_sd_range(v: Any) -> bool:
     return v is None or (bounded and v[0] < v[1])
 
 
+def betas(v: Any) -> bool:
+    return isinstance(v, list) and len(v) == 2 and all(v_i == 0 or number(0, 1, "")[0](v_i) for v_i in v)
+
+
 def text(v: Any) -> bool:
     return isinstance(v, str) and v != "" and "\0" not in v
 
@@ -57,6 +61,7 @@ def text(v: Any) -> bool:
 # pattern names are checked against the signature alone.
 RULES: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
+    "compile": one_of(True, False),
     "resume": (lambda v: v is None or text(v), "a run folder"),
     "model.name": (text, "text"),
     "model.latent_dim": integer(1, 4096),
@@ -74,6 +79,7 @@ RULES: dict[str, Rule] = {
     "data.val_size": integer(1, 59_999),
     "data.val_seed": integer(0, 2**32 - 1),
     "optimizer.lr": number(0, 1e3, "a number greater than 0 and less than 1000"),
+    "optimizer.betas": (betas, "two numbers from 0 up to, but not including, 1, such as [0.9,0.99]"),
     "optimizer.fused": one_of(True, False),
     "scheduler.T_max": integer(1, 10**9),
     "scheduler.factor": number(0, 1e3, "a number greater than 0 and less than 1000"),

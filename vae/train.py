@@ -55,7 +55,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     data.prepare_data()
     data.setup("fit")
     oracle = PPCA(Spectrum.of(data.split_pixels("train")), model.latent_dim, model.sigma)
-    task = LitVAE(model, optimizer, scheduler, oracle)
+    task = LitVAE(model, optimizer, scheduler, oracle, build.config["compile"])
     folder.mkdir(parents=True, exist_ok=True)
     runs.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
 

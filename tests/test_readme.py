@@ -1,0 +1,73 @@
+"""What the README and the Makefile promise, carried out."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a clone whose environment is this one."""
+    clone = tmp_path_factory.mktemp("clone")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "conf", "vae", "tests", "README.md"):
+        (clone / name).symlink_to(ROOT / name)
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (clone / ".venv" / "installed").touch()
+    return clone
+
+
+def make(target: str, cwd: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    command = ["make", target, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_make_lab_leaves_two_runs(elsewhere: Path):
+    done = make("lab", elsewhere, "ARGS=data=digits trainer.max_epochs=1 callbacks.chain.steps=2")
+    assert done.returncode == 0, done.stderr
+    runs = {path.name.split("-")[-1]: path for path in elsewhere.glob("outputs/*-*-*/*-*-*-*")}
+    assert set(runs) == {"baseline", "deep"}
+    for run in runs.values():
+        assert (run / "metrics.json").exists()
+        assert (run / "videos" / "chain.mp4").exists()
+
+
+def test_make_test_runs_pytest(elsewhere: Path):
+    done = make("test", elsewhere, "ARGS=tests/test_elbo.py -k by_hand")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+def test_make_help_names_every_target_of_the_readme():
+    told = make("help", ROOT).stdout
+    assert "lab" in told
+    for target in set(re.findall(r"\bmake ([a-z]+)", README)):
+        assert re.search(rf"^{target}\s", told, re.MULTILINE), target
+
+
+def test_every_picture_and_link_of_the_readme_is_there():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 10
+    for link in links:
+        assert link.startswith("https://arxiv.org/") or (ROOT / link).exists(), link
+
+
+def test_every_train_command_of_the_readme_composes(tmp_path: Path):
+    """Each `python -m vae.train …` line of the README is a set of overrides that Hydra takes."""
+    from conftest import settings
+
+    commands = re.findall(r"python -m vae\.train ([^\n`#]*)", README)
+    assert len(commands) >= 5
+    for command in commands:
+        overrides = [o for o in command.split() if o not in ("-m", "--multirun") and not o.startswith("hydra")]
+        if not any(o.startswith("resume=") for o in overrides):
+            single = [re.sub(r",[^=\]]*$", "", o) if "[" not in o else o for o in overrides]  # one job of a sweep
+            assert settings(*single).model.latent_dim > 0
