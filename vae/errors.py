@@ -32,5 +32,11 @@ def told_in_one_line(command: Callable[..., Any]) -> Callable[..., Any]:
         except MachineError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
+        except OSError as error:
+            print(f"error: {error.filename or 'the machine'}: {error.strerror or error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("stopped before anything began that could be lost", file=sys.stderr)
+            sys.exit(130)
 
     return wrapped

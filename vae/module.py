@@ -1,5 +1,6 @@
 """The learning step: a LightningModule around the pair."""
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from vae.data import SPLITS, as_images
 from vae.elbo import Terms
+from vae.errors import MachineError
 from vae.networks import VAE
 from vae.ppca import PPCA
 
@@ -67,6 +69,7 @@ class LitVAE(L.LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         oracle: PPCA | None = None,
         compile: bool = False,
+        skip_bad_steps: bool = False,
         eval_seed: int = 0,
     ) -> None:
         super().__init__()
@@ -75,9 +78,10 @@ class LitVAE(L.LightningModule):
         self._terms = torch.compile(self._batch_terms) if compile else self._batch_terms
         self.oracle = oracle
         self.final: dict[str, float] = {}  # figures of the last test, all three splits
+        self._skip_bad_steps = skip_bad_steps
         self._optimizer, self._scheduler, self._eval_seed = optimizer, scheduler, eval_seed
-        self.images_seen = 0  # by this process in this training
-        self._rng: dict[str, Tensor] | None = None
+        self.images_seen, self.seconds, self.skipped_steps = 0, 0.0, 0  # all of a run, over its interruptions
+        self._saved: dict[str, Any] = {}
         self._sums: dict[str, SplitSums] = {}
         self._noise: dict[str, Tensor] = {}
 
@@ -87,10 +91,22 @@ class LitVAE(L.LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
 
+    def on_fit_start(self) -> None:
+        self._clock = time.perf_counter()
+
     def on_train_start(self) -> None:
         self._train_sums = torch.zeros(4, dtype=sum_dtype(self.device), device=self.device)
-        if self._rng is not None:
-            restore_rng(self._rng)
+        if self._saved:
+            self._train_sums += self._saved["train_sums"].to(self._train_sums)
+            self.images_seen, self.seconds, self.skipped_steps = self._saved["totals"]
+            restore_rng(self._saved["rng"])
+
+    def on_fit_end(self) -> None:
+        self._tick()
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
 
     def training_step(self, block: Batch, _: int) -> None:
         """One optimiser step for each batch of a block: what Lightning does around a call, it does once a block.
@@ -98,18 +114,46 @@ class LitVAE(L.LightningModule):
         For a small pair that costs as much as the step itself; the steps and their order are the same.
         """
         optimizer: Any = self.optimizers()
+        on_cpu = self.device.type == "cpu"  # elsewhere a look at the loss would hold up the device
         for pixels in block[0].split(self.trainer.datamodule.batch_size):  # type: ignore[attr-defined]
             noise = torch.randn(len(pixels), self.model.latent_dim, device=self.device)
             log_likelihood, kl = self._terms(pixels, noise)
             objective = (kl - log_likelihood).mean()
             optimizer.zero_grad()
+            if (on_cpu or self._skip_bad_steps) and not objective.isfinite():
+                self._bad_step(log_likelihood, kl)
+                continue
             objective.backward()
+            if self._skip_bad_steps and not self._gradients_are_finite():
+                self.skipped_steps += 1
+                continue
             optimizer.step()
             with torch.no_grad():
                 count = len(pixels)
                 self.images_seen += count
                 sums = [objective * count, log_likelihood.sum(), kl.sum()]
                 self._train_sums += torch.stack([torch.full_like(objective, count), *sums])
+
+        if not on_cpu and not self._train_sums.isfinite().all():
+            self._bad_step(*self._train_sums[2:])
+
+    def _bad_step(self, log_likelihood: Tensor, kl: Tensor) -> None:
+        """Count a step that is to be skipped, or stop with the first quantity that is not finite."""
+        networks = {"encoder": self.model.encoder, "decoder": self.model.decoder}
+        broken = [name for name, net in networks.items() if not all(p.isfinite().all() for p in net.parameters())]
+        if self._skip_bad_steps and not broken:
+            self.skipped_steps += 1
+            return
+        terms = (("log-likelihood", log_likelihood), ("KL", kl))
+        what = [f"the gradient of the {name} was" for name in broken]
+        what += [f"the {name} is" for name, term in terms if not term.isfinite().all()]
+        raise MachineError(
+            f"step {self.global_step}, epoch {self.current_epoch + 1}: {what[0]} not finite. The last checkpoint is "
+            "good; a lower optimizer.lr, a larger model.sigma or skip_bad_steps=true may help"
+        )
+
+    def _gradients_are_finite(self) -> bool:
+        return all(bool(p.grad.isfinite().all()) for p in self.model.parameters() if p.grad is not None)
 
     def _batch_terms(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x|z) and KL of each image, [B] and [B]: all that training has to differentiate."""
@@ -137,6 +181,8 @@ class LitVAE(L.LightningModule):
             self.log("train/log_likelihood", log_likelihood / count)
             self.log("train/kl", kl / count)
             self.log("train/objective", objective / count)
+            if self._skip_bad_steps:
+                self.log("train/skipped_steps", float(self.skipped_steps))
         val = self._figures("val")
         self.log("val/elbo", val["elbo"], prog_bar=True)
         self.log_dict({f"val/{key}": val[key] for key in ("log_likelihood", "kl", "collapsed")})
@@ -149,10 +195,13 @@ class LitVAE(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vae_format"] = CHECKPOINT_FORMAT
+        self._tick()
         checkpoint["rng"] = rng_state()
+        checkpoint["train_sums"] = self._train_sums
+        checkpoint["totals"] = [self.images_seen, self.seconds, self.skipped_steps]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._rng = checkpoint["rng"]
+        self._saved = {key: checkpoint[key] for key in ("rng", "train_sums", "totals")}
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         pixels, index = batch

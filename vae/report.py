@@ -1,5 +1,6 @@
 """The final figures of a run: the ones beside the ELBO, the log's last entry, the table on the screen."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -9,6 +10,7 @@ from vae.callbacks.chain_video import ChainVideo
 from vae.data import SPLITS, ImageDataModule
 from vae.module import LitVAE
 from vae.networks import VAE, count_parameters
+from vae.runs import read_checkpoint
 from vae.settings import leaves
 
 
@@ -24,10 +26,18 @@ def figures(task: LitVAE, data: ImageDataModule, callbacks: list[L.Callback]) ->
         for split in ("val", "test"):
             found[f"oracle/{split}_elbo"] = oracle.elbo(data.split_pixels(split)).mean().item()
         found["oracle/collapsed"] = oracle.collapsed
+    found["time/fit_seconds"] = task.seconds
+    found["time/images_per_second"] = task.images_seen / task.seconds
     for callback in callbacks:
         if isinstance(callback, ChainVideo):
             found |= callback.figures
     return found
+
+
+def continued(config: dict[str, Any], resume: Path | None) -> dict[str, int]:
+    """Of TensorBoard's writer: points that a killed run logged after the checkpoint are not to be shown twice."""
+    tensorboard = str((config.get("logger") or {}).get("_target_", "")).endswith("TensorBoardLogger")
+    return {"purge_step": read_checkpoint(resume)["global_step"] + 1} if resume and tensorboard else {}
 
 
 def log_final(loggers: list[Logger], config: dict[str, Any], metrics: dict[str, float], step: int) -> None:

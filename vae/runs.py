@@ -12,10 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -94,22 +92,6 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> DictConfig:
         if "=" not in change or OmegaConf.select(config, key) is None or isinstance(config.get(key), DictConfig):
             raise UserError(f"{change} cannot be changed while resuming: not a value in the settings of {folder}")
     return DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)))
-
-
-def checkpoints(folder: Path) -> list[L.Callback]:
-    """Keeps the checkpoint with the best validation ELBO and the last one."""
-    return [
-        ModelCheckpoint(
-            dirpath=folder / "checkpoints",
-            filename="best",
-            monitor="val/elbo",
-            mode="max",
-            save_last=True,
-            save_on_train_epoch_end=True,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-    ]
 
 
 def checkpoint_to_resume(folder: Path) -> Path | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import torch
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
@@ -62,6 +63,8 @@ def text(v: Any) -> bool:
 RULES: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
     "compile": one_of(True, False),
+    "skip_bad_steps": one_of(True, False),
+    "save_every_n_steps": integer(0, 10**9),
     "resume": (lambda v: v is None or text(v), "a run folder"),
     "model.name": (text, "text"),
     "model.latent_dim": integer(1, 4096),
@@ -101,7 +104,7 @@ RULES: dict[str, Rule] = {
     "logger.default_hp_metric": one_of(False),
 }
 # Arguments that train() passes itself, beside the settings.
-GIVEN = {"trainer": {"callbacks", "logger", "default_root_dir"}, "logger": {"save_dir"}, "data": {"seed"}}
+GIVEN = {"trainer": {"callbacks", "logger", "plugins", "default_root_dir"}, "logger": {"save_dir"}, "data": {"seed"}}
 
 
 class Builder:
@@ -144,6 +147,11 @@ class Builder:
             line = first_line(cause)
             self.problems.append(line if line.startswith(f"{key}.") else f"{key}: {line}")
             return None
+
+    def seed(self) -> None:
+        """Seed every global generator, unless the seed is one of the problems."""
+        if not any(problem.startswith("seed=") for problem in self.problems):
+            L.seed_everything(self.config["seed"], verbose=False)
 
     def each(self, key: str) -> list[Any]:
         """The objects of a group of nodes, less those switched off."""

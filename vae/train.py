@@ -1,7 +1,6 @@
 """Train a pair, test it, leave a run folder: python -m vae.train model=baseline|deep [any.key=value …]"""
 
 import sys
-import time
 from pathlib import Path
 
 import hydra
@@ -30,46 +29,53 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     Goes on from `checkpoints/last.ckpt` where the folder has one. Raises UserError with every problem of the
     settings at once, MachineError where the data cannot be had.
     """
-    import lightning.pytorch as L  # heavy imports wait until a run starts, so that --help answers at once
-
+    # Heavy imports wait until a run starts, so that --help answers at once.
     from vae import report, runs
+    from vae.callbacks.interruption import Interruption
     from vae.callbacks.progress import quiet
+    from vae.checkpoints import BestAndLast, WholeCheckpointIO
     from vae.module import LitVAE
     from vae.ppca import PPCA, Spectrum
     from vae.settings import Builder
 
     quiet()
-    L.seed_everything(config.seed, verbose=False)
 
     # 1. Settings become objects.
     build = Builder(config)
+    build.seed()
     data = build("data", seed=config.seed)
     model = build("model")
     optimizer, scheduler = build("optimizer"), build("scheduler")
-    logger = build("logger", save_dir=str(folder))
-    callbacks = [*build.each("callbacks"), *runs.checkpoints(folder)]
-    trainer = build("trainer", callbacks=callbacks, logger=logger or False, default_root_dir=str(folder))
+    resume = runs.checkpoint_to_resume(folder)
+    logger = build("logger", save_dir=str(folder), **report.continued(build.config, resume))
+    interruption = Interruption(folder / runs.LAST, build.config["save_every_n_steps"])
+    callbacks = [*build.each("callbacks"), interruption, BestAndLast(folder)]
+    trainer = build(
+        "trainer",
+        callbacks=callbacks,
+        logger=logger or False,
+        plugins=[WholeCheckpointIO()],
+        default_root_dir=str(folder),
+    )
     build.finish(folder)
 
     # 2. The data, and the best that a linear pair could do on it.
     data.prepare_data()
     data.setup("fit")
     oracle = PPCA(Spectrum.of(data.split_pixels("train")), model.latent_dim, model.sigma)
-    task = LitVAE(model, optimizer, scheduler, oracle, build.config["compile"])
+    task = LitVAE(model, optimizer, scheduler, oracle, build.config["compile"], build.config["skip_bad_steps"])
     folder.mkdir(parents=True, exist_ok=True)
     runs.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
 
     # 3. Training; the checkpoint with the best validation ELBO is kept, and tested.
-    started = time.perf_counter()
-    trainer.fit(task, data, ckpt_path=runs.checkpoint_to_resume(folder), weights_only=True)
-    seconds = time.perf_counter() - started
-    trainer.test(task, data, ckpt_path=folder / runs.BEST, weights_only=True, verbose=False)
+    with interruption:
+        trainer.fit(task, data, ckpt_path=resume, weights_only=True)
+        trainer.test(task, data, ckpt_path=folder / runs.BEST, weights_only=True, verbose=False)
 
-    # 4. The figures.
-    metrics = task.final | report.figures(task, data, callbacks)
-    metrics |= {"time/fit_seconds": seconds, "time/images_per_second": task.images_seen / seconds}
-    runs.write_json(folder / "metrics.json", metrics)
-    report.log_final(trainer.loggers, build.config, metrics, trainer.global_step)
+        # 4. The figures.
+        metrics = task.final | report.figures(task, data, callbacks)
+        runs.write_json(folder / "metrics.json", metrics)
+        report.log_final(trainer.loggers, build.config, metrics, trainer.global_step)
     print(report.table(model, metrics), f"run folder: {folder}", sep="\n")
     return metrics
 

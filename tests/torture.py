@@ -1,0 +1,162 @@
+"""Kill training runs at random moments, resume each, and count what was lost: python tests/torture.py --kills 200
+
+Every run is a fork of this process, which has imported everything and computed nothing, so a kill costs a second or
+two. A third of the kills come by the clock, a third while a checkpoint is being written, a third as SIGTERM or
+SIGINT. Each run must end with the weights, the optimiser state, the curves and the figures of the run that was left
+alone, bit for bit.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # a fork must not inherit a pool of threads
+
+import contextlib
+
+import torch
+from conftest import settings
+from omegaconf import DictConfig
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import vae.report
+import vae.settings  # noqa: F401  (imported here so that the forks need not)
+from vae.train import train
+
+torch.set_num_threads(1)
+OVERRIDES = [f"callbacks.{name}=null" for name in ("prior_samples", "posterior_collapse", "chain")]
+OVERRIDES += ["model=deep", "model.latent_dim=2", "model.encoder.hidden=[32]", "model.decoder.hidden=[32]"]
+OVERRIDES += ["trainer.max_epochs=5", "trainer.accelerator=cpu", "data.batch_size=50", "data.batches_per_block=2"]
+OVERRIDES += ["save_every_n_steps=3", "callbacks.elbo_curves.every_n_epochs=2"]
+
+
+def forked(work: Callable[[], Any], log: Path) -> int:
+    """Run `work` in a fork of this process, its output in `log`; returns the process number."""
+    child = os.fork()
+    if child == 0:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        try:
+            work()
+            os._exit(0)
+        except SystemExit as stop:
+            os._exit(int(stop.code or 0))
+        except BaseException as error:
+            print(type(error), error)
+            os._exit(1)
+    return child
+
+
+def exit_code(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def dies_saving(config: DictConfig, folder: Path, nth: int, whole: bool) -> Callable[[], Any]:
+    """A run that is killed at its nth checkpoint: half written, or whole but not yet in its place."""
+
+    def work() -> None:
+        count = 0
+        save, sync = torch.save, os.fsync
+
+        def half(content: Any, file: Any) -> None:
+            nonlocal count
+            save(content, file)
+            count += 1
+            if count == nth and not whole:
+                file.truncate(file.tell() // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def synced(descriptor: int) -> None:
+            sync(descriptor)
+            if count == nth and whole:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save, os.fsync = half, synced
+        train(config, folder)
+
+    return work
+
+
+def ending(folder: Path) -> dict[str, Any]:
+    """What a run ended with, as far as it must repeat."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    curves = {
+        tag: [(point.step, point.value) for point in events.Scalars(tag)]
+        for tag in ("train/elbo", "val/elbo", "train/objective")
+    }
+    return {
+        "metrics": {key: value for key, value in metrics.items() if not key.startswith("time/")},
+        "weights": {key: value.tolist() for key, value in last["state_dict"].items()},
+        "optimizer": str(last["optimizer_states"]),
+        "scheduler": str(last["lr_schedulers"]),
+        "rng": last["rng"]["cpu"].tolist(),
+        "history": str([state for key, state in last["callbacks"].items() if key.startswith("ELBOCurves")]),
+        "curves": curves,
+    }
+
+
+def torture(kills: int, seed: int, folder: Path) -> int:
+    """Returns how many runs were lost or ended differently; says what happened to each."""
+    chance = random.Random(seed)
+    config = settings(*OVERRIDES)
+    log = folder / "log"
+    started = time.perf_counter()
+    if exit_code(forked(lambda: train(config, folder / "whole"), log)) != 0:
+        sys.exit(f"the run that is left alone failed: {log.read_text()[-2000:]}")
+    duration = time.perf_counter() - started
+    expected, failures = ending(folder / "whole"), 0
+    for number in range(kills):
+        run = folder / f"run-{number}"
+        kind = ("clock", "saving", "signal")[number % 3]
+        if kind == "saving":
+            nth, whole = chance.randint(1, 18), chance.random() < 0.5
+            code = exit_code(forked(dies_saving(config, run, nth, whole), log))
+            what = f"killed at saving {nth}, {'whole' if whole else 'half written'}"
+        else:
+            child = forked(lambda run=run: train(config, run), log)
+            wait = chance.uniform(0, duration)
+            time.sleep(wait)
+            sent = signal.SIGKILL if kind == "clock" else chance.choice((signal.SIGTERM, signal.SIGINT))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, sent)
+            code = exit_code(child)
+            what = f"{sent.name} after {wait:.2f} s"
+        steps = saved_step(run)
+        again = exit_code(forked(lambda run=run: train(config, run), log))
+        same = again == 0 and ending(run) == expected
+        failures += not same
+        print(f"{number + 1:>4}: {what}, exit {code}, checkpoint at step {steps}: {'ok' if same else 'LOST'}")
+        if not same:
+            difference = (
+                [k for k, v in ending(run).items() if v != expected[k]] if again == 0 else log.read_text()[-900:]
+            )
+            print(f"      exit {again}: {difference}")
+    return failures
+
+
+def saved_step(run: Path) -> int | None:
+    last = run / "checkpoints" / "last.ckpt"
+    return torch.load(last, weights_only=True)["global_step"] if last.exists() else None
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        lost = torture(arguments.kills, arguments.seed, Path(scratch))
+    print(f"{arguments.kills} kills, {lost} runs lost or different")
+    sys.exit(lost > 0)
