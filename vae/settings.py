@@ -42,7 +42,7 @@ def one_of(*choices: Any) -> Rule:
 
 
 def widths(v: Any) -> bool:
-    return isinstance(v, list) and all(integer(1, 65536)[0](width) for width in v)
+    return isinstance(v, list) and len(v) <= 16 and all(integer(1, 8192)[0](width) for width in v)
 
 
 def log_sd_range(v: Any) -> bool:
@@ -70,7 +70,7 @@ RULES: dict[str, Rule] = {
     "model.latent_dim": integer(1, 4096),
     "model.sigma": number(1e-4, 1e4, "a number greater than 0.0001 and less than 10000"),
     "model.*.latent_dim": integer(1, 4096),
-    "model.*.hidden": (widths, "a list of layer widths such as [512,256], [] for none"),
+    "model.*.hidden": (widths, "a list of at most 16 layer widths up to 8192, such as [512,256]; [] for none"),
     "model.*.activation": one_of(*ACTIVATIONS),
     "model.decoder.output": one_of(*OUTPUTS),
     "model.encoder.log_sd_range": (log_sd_range, "[low,high] with low < high, or null"),
@@ -126,6 +126,10 @@ class Builder:
             problem = out_of_rule(key, value) if key in given else None  # a reference repeats its source
             if problem is not None:
                 self.problems.append(problem)
+        known = {pattern.split(".")[0] for pattern in RULES}
+        for key in self.config.keys() - known:
+            near = difflib.get_close_matches(key, known, 1)
+            self.problems.append(f"{key}: unknown" + (f"; did you mean {near[0]}?" if near else ""))
         accelerator, available = self.config["trainer"]["accelerator"], accelerators()
         if accelerator in ("gpu", "cuda", "mps") and accelerator not in available:
             self.problems.append(f"trainer.accelerator={accelerator} is not here; here is: {', '.join(available)}")
@@ -172,20 +176,24 @@ def accelerators() -> list[str]:
 
 def out_of_rule(key: str, value: Any) -> str | None:
     """The problem with a value, in one line, or None."""
-    for pattern, (holds, words) in RULES.items():
-        if fnmatch.fnmatchcase(key, pattern):
-            if holds(value):
-                return None
-            near = difflib.get_close_matches(str(value), words.split(" | "), 1) if " | " in words else []
-            hint = f"; did you mean {near[0]}?" if near else ""
-            return f"{key}={value} must be {words}{hint}"
-    return None
+    rule = rule_of(key)
+    if rule is None or rule[0](value):
+        return None
+    words = rule[1]
+    near = difflib.get_close_matches(str(value), words.split(" | "), 1) if " | " in words else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    shown = value if str(value).isprintable() and value != "" else repr(value)
+    return f"{key}={shown} must be {words}{hint}"
+
+
+def rule_of(key: str) -> Rule | None:
+    return next((rule for pattern, rule in RULES.items() if fnmatch.fnmatchcase(key, pattern)), None)
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested dictionary; lists are values."""
+    """Dotted keys and values of a nested dictionary; lists are values, and so is what stands where a rule is."""
     for key, value in node.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and rule_of(f"{prefix}{key}") is None:
             yield from leaves(value, f"{prefix}{key}.")
         elif not str(key).startswith("_"):
             yield f"{prefix}{key}", value
