@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab train sweep tensorboard test torture check
+.PHONY: help install lab train sweep tensorboard bench test torture check
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -34,6 +34,10 @@ tensorboard: $(VENV)/installed ## the dashboard over all runs, on this machine o
 
 test: $(VENV)/installed ## the tests
 	$(RUN) -m pytest $(ARGS)
+
+bench: $(VENV)/installed ## how fast training is, against a loop by hand and others
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(RUN) benchmarks/bench.py $(ARGS)
 
 torture: $(VENV)/installed ## kill 200 runs at random moments and resume each
 	$(RUN) tests/torture.py $(ARGS)
