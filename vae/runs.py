@@ -22,6 +22,7 @@ from vae.module import CHECKPOINT_FORMAT
 from vae.networks import VAE
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+FIXED = ("model", "data", "optimizer", "scheduler", "seed")  # what a checkpoint belongs to
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 
@@ -87,10 +88,9 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> DictConfig:
     """The settings of a run to resume, with the other overrides of the command line on top."""
     config = read_config(folder)
     changes = [o.lstrip("+") for o in overrides if not o.startswith("resume=")]
-    for change in changes:
-        key = change.split("=")[0]
-        if "=" not in change or OmegaConf.select(config, key) is None or isinstance(config.get(key), DictConfig):
-            raise UserError(f"{change} cannot be changed while resuming: not a value in the settings of {folder}")
+    refused = [change for change in changes if change.split("=")[0].split(".")[0] in FIXED]
+    if refused:
+        raise UserError(*(f"{change} cannot be changed while resuming {folder}" for change in refused))
     return DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)))
 
 
