@@ -17,7 +17,7 @@ def quiet() -> None:
     """Keep Lightning's remarks that are about other ways of working off the screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").propagate = False  # it prints by itself; Hydra would print it twice
-    for remark in (".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*treespec.*"):
+    for remark in (".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*treespec.*", "Checkpoint directory"):
         warnings.filterwarnings("ignore", message=remark)
 
 
