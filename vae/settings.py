@@ -56,6 +56,7 @@ def text(v: Any) -> bool:
 # pattern names are checked against the signature alone.
 RULES: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
+    "threads": (lambda v: v is None or integer(1, 1024)[0](v), "an integer from 1 to 1024, or null"),
     "resume": (lambda v: v is None or text(v), "a run folder"),
     "model.name": (text, "text"),
     "model.latent_dim": integer(1, 4096),

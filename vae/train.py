@@ -1,14 +1,17 @@
 """Train a pair, test it, leave a run folder: python -m vae.train model=baseline|deep [any.key=value …]"""
 
+import os
 import sys
 import time
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae.errors import told_in_one_line
+from vae.jobs import job
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -17,6 +20,8 @@ def main(config: DictConfig) -> float:
     """Returns the validation ELBO of the kept checkpoint, for a sweeper to maximise."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    if hydra_config.mode == RunMode.MULTIRUN:
+        return job(train, config, folder)
     if config.resume is not None:
         from vae.runs import saved_config
 
@@ -31,6 +36,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     settings at once, MachineError where the data cannot be had.
     """
     import lightning.pytorch as L  # heavy imports wait until a run starts, so that --help answers at once
+    import torch
 
     from vae import report, runs
     from vae.callbacks.progress import quiet
@@ -40,6 +46,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
 
     quiet()
     L.seed_everything(config.seed, verbose=False)
+    if config.get("threads"):
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)  # for DDP's other processes, which Lightning starts
+        torch.set_num_threads(config.threads)
 
     # 1. Settings become objects.
     build = Builder(config)
