@@ -308,7 +308,7 @@ def draw_closed_form(axes: Axes, points: list[Point], name: str, values: list[An
     for i, curve in enumerate(whole):
         places = [x if numeric else values.index(x) for x, _ in curve]
         label = "closed form, best linear pair" if i == 0 else None
-        axes.plot(places, [y for _, y in curve], "--", color=ORACLE, linewidth=1, marker=".", label=label, zorder=1)
+        axes.plot(places, [y for _, y in curve], "--", color=ORACLE, linewidth=1, marker=".", label=label, zorder=5)
 
 
 def write_legend(axes: Axes, source: Axes, summary: Summary) -> None:
