@@ -29,7 +29,7 @@ class SplitSums:
 
     def add(self, terms: Terms, mean: Tensor) -> None:
         """Add a batch: its ELBO terms and the posterior means [B, m]."""
-        count = torch.full_like(terms.log_likelihood[:1], len(mean))
+        count = terms.log_likelihood.new_full((1,), len(mean))  # 0 where a rank's last batch is empty
         per_latent = [terms.kl.sum(0), mean.sum(0), mean.square().sum(0)]
         self.sums += torch.cat([count, terms.log_likelihood.sum(0, keepdim=True), *per_latent])
 
@@ -72,8 +72,9 @@ class LitVAE(L.LightningModule):
         self.oracle = oracle
         self.final: dict[str, float] = {}  # figures of the last test, all three splits
         self._optimizer, self._scheduler, self._eval_seed = optimizer, scheduler, eval_seed
-        self.images_seen = 0  # by this process in this training
-        self._rng: dict[str, Tensor] | None = None
+        self.images_seen = 0  # by all ranks in this training
+        # DDP seeds once more when it starts; training goes on from here, as it does in one process
+        self._rng: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
         self._sums: dict[str, SplitSums] = {}
         self._noise: dict[str, Tensor] = {}
 
@@ -85,18 +86,23 @@ class LitVAE(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._train_sums = torch.zeros(4, dtype=sum_dtype(self.device), device=self.device)
-        if self._rng is not None:
-            restore_rng(self._rng)
+        restore_rng(self._rng)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         pixels, _index = batch
-        terms, _posterior = self.model.elbo_terms(as_images(pixels))
-        objective = -terms.elbo.mean()
+        ranks, together = self.trainer.world_size, len(pixels)
+        noise = None
+        if ranks > 1:
+            together = self.trainer.train_dataloader.sampler.together(batch_idx)  # type: ignore[union-attr]
+            noise = self._noise_of_rank(together)
+        terms, _posterior = self.model.elbo_terms(as_images(pixels), noise)
+        # DDP takes the mean of the ranks' gradients, whatever share of the batch each had
+        objective = -terms.elbo.mean() if ranks == 1 else -terms.elbo.sum() * (ranks / together)
         with torch.no_grad():
-            count = len(pixels)
-            self.images_seen += count
+            self.images_seen += together
             log_likelihood, kl = terms.log_likelihood.sum(), terms.kl.sum()
-            self._train_sums += torch.stack([torch.full_like(kl, count), objective * count, log_likelihood, kl])
+            count = torch.full_like(kl, len(pixels))
+            self._train_sums += torch.stack([count, objective * together / ranks, log_likelihood, kl])
         return objective
 
     def validation_step(self, batch: Batch, _: int) -> None:
@@ -142,6 +148,11 @@ class LitVAE(L.LightningModule):
             self._sums[split] = SplitSums(self.model.latent_dim, self.device)
         terms, posterior = self.model.elbo_terms(as_images(pixels), self._noise[split][index])
         self._sums[split].add(terms, posterior.loc)
+
+    def _noise_of_rank(self, together: int) -> Tensor:
+        """Each rank draws the noise of the whole batch, as one process would, and takes that of its images."""
+        noise = torch.randn(together, self.model.latent_dim, device=self.device)
+        return noise[self.trainer.global_rank :: self.trainer.world_size]
 
     def _figures(self, split: str) -> dict[str, float]:
         return self._sums.pop(split).figures(self._over_ranks)

@@ -63,9 +63,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     # 2. The data, and the best that a linear pair could do on it.
     data.prepare_data()
     data.setup("fit")
-    oracle = PPCA(Spectrum.of(data.split_pixels("train")), model.latent_dim, model.sigma)
+    first = trainer.is_global_zero  # of the processes of one run, the one that writes files
+    oracle = PPCA(Spectrum.of(data.split_pixels("train")), model.latent_dim, model.sigma) if first else None
     task = LitVAE(model, optimizer, scheduler, oracle)
-    runs.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
+    if first:
+        runs.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
 
     # 3. Training; the checkpoint with the best validation ELBO is kept, and tested.
     started = time.perf_counter()
@@ -76,9 +78,10 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     # 4. The figures.
     metrics = task.final | report.figures(task, data, callbacks)
     metrics |= {"time/fit_seconds": seconds, "time/images_per_second": task.images_seen / seconds}
-    runs.write_json(folder / "metrics.json", metrics)
-    report.log_final(trainer.loggers, build.config, metrics, trainer.global_step)
-    print(report.table(model, metrics), f"run folder: {folder}", sep="\n")
+    if first:
+        runs.write_json(folder / "metrics.json", metrics)
+        report.log_final(trainer.loggers, build.config, metrics, trainer.global_step)
+        print(report.table(model, metrics), f"run folder: {folder}", sep="\n")
     return metrics
 
 
