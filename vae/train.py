@@ -64,7 +64,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     data.prepare_data()
     data.setup("fit")
     first = trainer.is_global_zero  # of the processes of one run, the one that writes files
-    oracle = PPCA(Spectrum.of(data.split_pixels("train")), model.latent_dim, model.sigma) if first else None
+    oracle = PPCA(Spectrum.remembered(data.split_pixels("train")), model.latent_dim, model.sigma) if first else None
     task = LitVAE(model, optimizer, scheduler, oracle)
     if first:
         runs.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
