@@ -157,6 +157,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert two.returncode == 0, two.stderr
     from vae.train import train
 
+    (tmp_path / "one").mkdir()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         train(compose("train", [*common, "data.batch_size=36"]), tmp_path / "one")
     one, both = figures(tmp_path / "one"), figures(tmp_path / "two")
