@@ -34,8 +34,9 @@ class IndexBatches(Sampler[Tensor]):
     """Tensors of indices into the pixels, one a batch; over all ranks each image comes exactly once an epoch.
 
     The order depends on (seed, epoch) alone, so a resumed run sees what the uninterrupted one would have seen:
-    `position` is asked for the epoch and the batches done in it, not before the first batch is.
-    `batch_size` is that of one rank; ranks take turns through one common order, and the last batch may be short.
+    `position` is asked for the epoch and the batches done in it, not before the first batch is. `batch_size` is that
+    of one rank. Batch k of all ranks together is batch k of one process with world_size times the batch size, dealt
+    in turns; so all ranks have as many batches, and the last may be short, or even empty.
     """
 
     def __init__(
@@ -52,8 +53,12 @@ class IndexBatches(Sampler[Tensor]):
         self.position = position
 
     def __len__(self) -> int:
-        mine = len(range(self.rank, len(self.images), self.world_size))
-        return -(-mine // self.batch_size)
+        return -(-len(self.images) // (self.batch_size * self.world_size))
+
+    def together(self, batch: int) -> int:
+        """Images in a batch of all ranks together."""
+        whole = self.batch_size * self.world_size
+        return min(whole, len(self.images) - batch * whole)
 
     def __iter__(self) -> Iterator[Tensor]:
         epoch, done = self.position()
@@ -61,7 +66,8 @@ class IndexBatches(Sampler[Tensor]):
         if self.shuffle_seed is not None:
             generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + epoch)
             order = order[torch.randperm(len(order), generator=generator)]
-        yield from order[self.rank :: self.world_size].split(self.batch_size)[done:]
+        for batch in order.split(self.batch_size * self.world_size)[done:]:
+            yield batch[self.rank :: self.world_size]
 
 
 class ImageDataModule(L.LightningDataModule):

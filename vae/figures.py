@@ -1,12 +1,15 @@
 """What the pictures share: colours, tiles of digits, PNG bytes."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
+
+if TYPE_CHECKING:  # the summary of a sweep draws without waiting for torch
+    from torch import Tensor
 
 TRAIN, VAL, ORACLE, COLLAPSED = "#4477aa", "#ee7733", "#222222", "#bbbbbb"
 
@@ -25,7 +28,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
+def tile(images: "Tensor", columns: int, gap: int = 2) -> np.ndarray:
     """Images [n, 1, h, w] as one uint8 picture, row by row, white gaps between; clipped to [0, 1], NaN black."""
     pixels = images.detach().float().cpu().nan_to_num(0.0, 1.0, 0.0).clamp(0, 1).squeeze(1)
     n, h, w = pixels.shape
@@ -37,7 +40,7 @@ def tile(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
     return canvas
 
 
-def show_tile(axes: Axes, images: Tensor, columns: int, title: str = "") -> None:
+def show_tile(axes: Axes, images: "Tensor", columns: int, title: str = "") -> None:
     """Draw a tile of digits without axes."""
     axes.imshow(tile(images, columns), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_title(title, fontsize=10)

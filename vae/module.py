@@ -31,7 +31,7 @@ class SplitSums:
 
     def add(self, terms: Terms, mean: Tensor) -> None:
         """Add a batch: its ELBO terms and the posterior means [B, m]."""
-        count = torch.full_like(terms.log_likelihood[:1], len(mean))
+        count = terms.log_likelihood.new_full((1,), len(mean))  # 0 where a rank's last batch is empty
         per_latent = [terms.kl.sum(0), mean.sum(0), mean.square().sum(0)]
         self.sums += torch.cat([count, terms.log_likelihood.sum(0, keepdim=True), *per_latent])
 
@@ -80,8 +80,10 @@ class LitVAE(L.LightningModule):
         self.final: dict[str, float] = {}  # figures of the last test, all three splits
         self._skip_bad_steps = skip_bad_steps
         self._optimizer, self._scheduler, self._eval_seed = optimizer, scheduler, eval_seed
-        self.images_seen, self.seconds, self.skipped_steps = 0, 0.0, 0  # all of a run, over its interruptions
+        self.images_seen, self.seconds, self.skipped_steps = 0, 0.0, 0  # of all ranks, over all interruptions
         self._saved: dict[str, Any] = {}
+        # DDP seeds once more when it starts; training goes on from here, as it does in one process.
+        self._rng: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
         self._sums: dict[str, SplitSums] = {}
         self._noise: dict[str, Tensor] = {}
 
@@ -99,7 +101,8 @@ class LitVAE(L.LightningModule):
         if self._saved:
             self._train_sums += self._saved["train_sums"].to(self._train_sums)
             self.images_seen, self.seconds, self.skipped_steps = self._saved["totals"]
-            restore_rng(self._saved["rng"])
+            self._rng = self._saved["rng"]
+        restore_rng(self._rng)
 
     def on_fit_end(self) -> None:
         self._tick()
@@ -108,33 +111,40 @@ class LitVAE(L.LightningModule):
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
 
-    def training_step(self, block: Batch, _: int) -> None:
+    def training_step(self, block: Batch, batch_idx: int) -> None:
         """One optimiser step for each batch of a block: what Lightning does around a call, it does once a block.
 
         For a small pair that costs as much as the step itself; the steps and their order are the same.
         """
         optimizer: Any = self.optimizers()
-        on_cpu = self.device.type == "cpu"  # elsewhere a look at the loss would hold up the device
+        ranks = self.trainer.world_size
+        # Elsewhere than on a CPU a look at the loss would hold up the device; ranks must not part ways.
+        look = ranks == 1 and (self.device.type == "cpu" or self._skip_bad_steps)
         for pixels in block[0].split(self.trainer.datamodule.batch_size):  # type: ignore[attr-defined]
-            noise = torch.randn(len(pixels), self.model.latent_dim, device=self.device)
-            log_likelihood, kl = self._terms(pixels, noise)
-            objective = (kl - log_likelihood).mean()
+            together = len(pixels)
+            if ranks > 1:
+                together = self.trainer.train_dataloader.sampler.together(batch_idx)  # type: ignore[union-attr]
+            log_likelihood, kl = self._terms(pixels, self._noise_of_rank(together))
+            # DDP takes the mean of the ranks' gradients, whatever share of the batch each had.
+            objective = (kl - log_likelihood).sum() * (ranks / together)
             optimizer.zero_grad()
-            if (on_cpu or self._skip_bad_steps) and not objective.isfinite():
+            if look and not objective.isfinite():
                 self._bad_step(log_likelihood, kl)
                 continue
-            objective.backward()
-            if self._skip_bad_steps and not self._gradients_are_finite():
+            if ranks == 1:
+                objective.backward()
+            else:
+                self.manual_backward(objective)
+            if look and self._skip_bad_steps and not self._gradients_are_finite():
                 self.skipped_steps += 1
                 continue
             optimizer.step()
             with torch.no_grad():
-                count = len(pixels)
-                self.images_seen += count
-                sums = [objective * count, log_likelihood.sum(), kl.sum()]
-                self._train_sums += torch.stack([torch.full_like(objective, count), *sums])
-
-        if not on_cpu and not self._train_sums.isfinite().all():
+                self.images_seen += together
+                count = torch.full_like(objective, len(pixels))
+                sums = [objective * (together / ranks), log_likelihood.sum(), kl.sum()]
+                self._train_sums += torch.stack([count, *sums])
+        if not look and not self._train_sums.isfinite().all():
             self._bad_step(*self._train_sums[2:])
 
     def _bad_step(self, log_likelihood: Tensor, kl: Tensor) -> None:
@@ -214,6 +224,11 @@ class LitVAE(L.LightningModule):
             self._sums[split] = SplitSums(self.model.latent_dim, self.device)
         terms, posterior = self.model.elbo_terms(as_images(pixels), self._noise[split][index])
         self._sums[split].add(terms, posterior.loc)
+
+    def _noise_of_rank(self, together: int) -> Tensor:
+        """Each rank draws the noise of the whole batch, as one process would, and takes that of its images."""
+        noise = torch.randn(together, self.model.latent_dim, device=self.device)
+        return noise[self.trainer.global_rank :: self.trainer.world_size]
 
     def _figures(self, split: str) -> dict[str, float]:
         return self._sums.pop(split).figures(self._over_ranks)

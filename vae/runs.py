@@ -1,8 +1,6 @@
 """Run folders: what a run leaves behind, and how it is opened again."""
 
 import json
-import math
-import os
 import platform
 import shutil
 import subprocess
@@ -18,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vae.errors import UserError
+from vae.files import write_json as write_json
 from vae.module import CHECKPOINT_FORMAT
 from vae.networks import VAE
 
@@ -128,14 +127,6 @@ def refuse_foreign_classes(node: Any, allowed: tuple[str, ...]) -> None:
             raise UserError(f"_target_: {target} is refused: it is not a network")
     for child in node.values():
         refuse_foreign_classes(child, allowed)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all; a number that is not finite becomes null, as JSON has no other word for it."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
 
 
 def environment(seed: int, device: torch.device) -> dict[str, Any]:

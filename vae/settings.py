@@ -62,6 +62,7 @@ def text(v: Any) -> bool:
 # pattern names are checked against the signature alone.
 RULES: dict[str, Rule] = {
     "seed": integer(0, 2**32 - 1),
+    "threads": (lambda v: v is None or integer(1, 1024)[0](v), "an integer from 1 to 1024, or null"),
     "compile": one_of(True, False),
     "skip_bad_steps": one_of(True, False),
     "save_every_n_steps": integer(0, 10**9),

@@ -1,13 +1,16 @@
 """Train a pair, test it, leave a run folder: python -m vae.train model=baseline|deep [any.key=value …]"""
 
+import os
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae.errors import told_in_one_line
+from vae.jobs import job
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -16,6 +19,8 @@ def main(config: DictConfig) -> float:
     """Returns the validation ELBO of the kept checkpoint, for a sweeper to maximise."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    if hydra_config.mode == RunMode.MULTIRUN:
+        return job(train, config, folder)
     if config.resume is not None:
         from vae.runs import saved_config
 
@@ -30,6 +35,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     settings at once, MachineError where the data cannot be had.
     """
     # Heavy imports wait until a run starts, so that --help answers at once.
+    import torch
+
     from vae import report, runs
     from vae.callbacks.interruption import Interruption
     from vae.callbacks.progress import quiet
@@ -58,14 +65,19 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         default_root_dir=str(folder),
     )
     build.finish(folder)
+    if threads := build.config["threads"]:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for DDP's other processes, which Lightning starts
+        torch.set_num_threads(threads)
 
     # 2. The data, and the best that a linear pair could do on it.
     data.prepare_data()
     data.setup("fit")
-    oracle = PPCA(Spectrum.of(data.split_pixels("train")), model.latent_dim, model.sigma)
+    first = trainer.is_global_zero  # of the processes of one run, the one that writes files
+    oracle = PPCA(Spectrum.remembered(data.split_pixels("train")), model.latent_dim, model.sigma) if first else None
     task = LitVAE(model, optimizer, scheduler, oracle, build.config["compile"], build.config["skip_bad_steps"])
-    folder.mkdir(parents=True, exist_ok=True)
-    runs.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        runs.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
 
     # 3. Training; the checkpoint with the best validation ELBO is kept, and tested.
     with interruption:
@@ -74,9 +86,10 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
 
         # 4. The figures.
         metrics = task.final | report.figures(task, data, callbacks)
-        runs.write_json(folder / "metrics.json", metrics)
-        report.log_final(trainer.loggers, build.config, metrics, trainer.global_step)
-    print(report.table(model, metrics), f"run folder: {folder}", sep="\n")
+        if first:
+            runs.write_json(folder / "metrics.json", metrics)
+            report.log_final(trainer.loggers, build.config, metrics, trainer.global_step)
+            print(report.table(model, metrics), f"run folder: {folder}", sep="\n")
     return metrics
 
 

@@ -17,7 +17,11 @@ def quiet() -> None:
     """Keep Lightning's remarks that are about other ways of working off the screen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").propagate = False  # it prints by itself; Hydra would print it twice
-    for remark in (".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*treespec.*", "Checkpoint directory"):
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    workers, short, tree = ".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*treespec.*"
+    ranks = ".*sync_dist=True.*"  # LitVAE adds up over ranks by itself
+    folder = "Checkpoint directory"  # a resumed run's is not empty
+    for remark in (workers, short, tree, ranks, folder):
         warnings.filterwarnings("ignore", message=remark)
 
 
