@@ -53,7 +53,7 @@ def test_every_experiment_composes_and_builds(tmp_path: Path, experiment: str):
         ("data.batch_size=100000", "data.batch_size=100000 must be an integer from 1 to 60000"),
         ("data.batch_size=450", "data.batch_size=450 is more than the 400 images to train on"),
         ("data.val_size=500", "data.val_size=500 leaves none of 500 images to train on"),
-        ("model.encoder.hidden=[10,0]", "model.encoder.hidden=[10, 0] must be a list of layer widths"),
+        ("model.encoder.hidden=[10,0]", "model.encoder.hidden=[10, 0] must be a list of at most 16 layer widths"),
         ("model.encoder.log_sd_range=[2,-7]", "model.encoder.log_sd_range=[2, -7] must be [low,high] with low < high"),
         ("model.decoder.output=sigmod", "did you mean sigmoid?"),
         ("trainer.accelerator=gpuu", "did you mean gpu?"),

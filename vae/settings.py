@@ -123,10 +123,9 @@ class Builder:
             self.config: dict[str, Any] = OmegaConf.to_container(config, throw_on_missing=True)  # type: ignore[assignment]
         except OmegaConfBaseException as error:
             raise UserError(first_line(error)) from error
-        for key, value in leaves(self.config):
-            problem = out_of_rule(key, value) if key in given else None  # a reference repeats its source
-            if problem is not None:
-                self.problems.append(problem)
+        wrong = {key: line for key, value in leaves(self.config) if (line := out_of_rule(key, value))}
+        own = {key: line for key, line in wrong.items() if key in given}
+        self.problems += (own or wrong).values()  # a reference repeats what is wrong with its source
         known = {pattern.split(".")[0] for pattern in RULES}
         for key in self.config.keys() - known:
             near = difflib.get_close_matches(key, known, 1)
