@@ -97,7 +97,7 @@ def test_memory_does_not_grow_from_job_to_job(serial):
         pytest.skip("resident memory is read from /proc")
     resident = [int(line) for line in (serial[0] / "resident.txt").read_text().split()]
     assert len(resident) == 32
-    assert resident[-1] < 1.1 * resident[2], resident
+    assert resident[-1] < 1.06 * resident[2], resident  # 1.08 where a job leaves its model behind
 
 
 def test_tensorboard_shows_every_run_with_hyperparameters_and_final_figures(serial):

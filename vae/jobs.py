@@ -5,6 +5,7 @@ work by the run folder alone, so they hold for every launcher: job.json there sa
 """
 
 import contextlib
+import gc
 import itertools
 import logging
 import os
@@ -54,6 +55,8 @@ def job(train: Callable[[DictConfig, Path], dict[str, float]], config: DictConfi
         return failed(folder, [str(error)], exit_code=1)
     except Exception as error:  # unforeseen: with its traceback
         return failed(folder, [f"{type(error).__name__}: {error}"], exit_code=1, bug=error)
+    finally:
+        gc.collect()  # a Trainer and its parts refer to one another: the model would outlive its job
 
 
 def failed(folder: Path, problems: Any, exit_code: int, bug: Exception | None = None) -> float:

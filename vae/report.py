@@ -56,6 +56,7 @@ def log_final(loggers: list[Logger], config: dict[str, Any], metrics: dict[str, 
             logger.log_hyperparams(shown)
             logger.log_metrics(final, step)
         logger.save()
+        logger.finalize("success")  # closes the event file and ends the thread that writes it
 
 
 def table(model: VAE, metrics: dict[str, float]) -> str:
