@@ -150,10 +150,23 @@ def refuse_foreign_classes(node: Any, allowed: tuple[str, ...]) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all; a number that is not finite becomes null, as JSON has no other word for it."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+    write_whole(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there complete or as it was before."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def finite(value: Any) -> Any:
+    """Numbers that are not finite as None, at any depth of dictionaries and lists."""
+    if isinstance(value, dict):
+        return {key: finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment(seed: int, device: torch.device) -> dict[str, Any]:
