@@ -120,7 +120,9 @@ def common_data(runs: Sequence[Run]) -> ImageDataModule:
         raise UserError(*problems)
     node = runs[0].config.data
     if not str(node.get("_target_")).startswith("vae."):
-        raise UserError(f"runs: {runs[0].folder} has data._target_: {node.get('_target_')}, which is not of this project")
+        raise UserError(
+            f"runs: {runs[0].folder} has data._target_: {node.get('_target_')}, which is not of this project"
+        )
     data: ImageDataModule = instantiate(node, _convert_="all")
     data.prepare_data()
     data.setup("test")
@@ -132,7 +134,7 @@ def described_data(run: Run) -> dict[str, Any]:
     """What must be alike between runs: the data set, its split, the image size that the decoder makes."""
     node = OmegaConf.to_container(run.config.data, resolve=True)
     assert isinstance(node, dict)
-    described = {f"data.{key}": value for key, value in node.items() if key not in PACE}
+    described = {f"data.{key!s}": value for key, value in node.items() if key not in PACE}
     shape = run.model.mean_image(torch.zeros(1, run.model.latent_dim)).shape[1:]
     return described | {"image size": "×".join(map(str, shape))}
 

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from vae.data import SPLITS, ImageDataModule
 from vae.figures import COLLAPSED as GREY
 from vae.figures import ORACLE, new_figure, tile
 from vae.module import COLLAPSED, INACTIVE
-from vae.verdict import MEASURES, number
+from vae.verdict import number
 
 COLOURS = ["#2b6cb0", "#dd6b20", "#2f855a", "#97266d", "#0e8fa3", "#b7791f", "#553c9a", "#c53030"]
 COLOURS += ["#5a7d2a", "#7b4f2c", "#1a365d", "#718096"]  # a run keeps its colour; the second dozen is dashed
@@ -38,9 +39,7 @@ class Cell(NamedTuple):
     value: float | str | None = None
 
 
-def render(
-    compared: Sequence[Compared], data: ImageDataModule, words: dict[str, list[str]], limits: list[str]
-) -> str:
+def render(compared: Sequence[Compared], data: ImageDataModule, words: dict[str, list[str]], limits: list[str]) -> str:
     """The page as text. Whatever comes from a run (names, settings, evaluations) is escaped by the template."""
     folder = Path(__file__).parent
     environment = jinja2.Environment(
@@ -61,6 +60,7 @@ def render(
         },
         spectrum=spectrum_chart(compared),
         drift=drift_chart(compared),
+        drifts=[[nats(each.course.drifts[t]) for t in STRIP] for each in compared],
         originals=picture(tile(data.images("test", IMAGES), 4)),
         data_name=compared[0].run.config.data.name,
         counts={split: len(data.index[split]) for split in SPLITS},
@@ -111,10 +111,11 @@ def dashes(place: int) -> str:
 # --- tables ----------------------------------------------------------------------------------------------------
 
 
-def nats(value: float | None, se: float | None = None) -> Cell:
-    if value is None or not math.isfinite(value):
-        return Cell("not finite", None)
-    return Cell(f"{value:,.2f}" + (f" ± {se:.2f}" if se is not None else ""), value)
+def nats(value: float, se: float | None = None, sign: str = "") -> Cell:
+    """Two decimals and the standard error; `sign="+"` for differences."""
+    if not math.isfinite(value):
+        return Cell("not finite")
+    return Cell(f"{value:{sign},.2f}".replace("-", "−") + (f" ± {se:.2f}" if se is not None else ""), value)
 
 
 def at_a_glance(compared: Sequence[Compared]) -> dict[str, list[Cell]]:
@@ -122,7 +123,7 @@ def at_a_glance(compared: Sequence[Compared]) -> dict[str, list[Cell]]:
     first = compared[0]
 
     def difference(each: Compared) -> Cell:
-        return Cell("reference", 0.0) if each is first else nats(*paired(first, each, "test/elbo"))
+        return Cell("reference", 0.0) if each is first else nats(*paired(first, each, "test/elbo"), "+")
 
     def chain(each: Compared) -> Cell:
         steps, length = each.course.finite_steps, len(each.course.drifts)
@@ -142,9 +143,8 @@ def at_a_glance(compared: Sequence[Compared]) -> dict[str, list[Cell]]:
         "chain": chain,
         "drift": lambda each: nats(each.course.drifts[-1]),
     }
-    for key, (name, _sign) in MEASURES.items():
-        if any(number(each, key) is not None for each in compared):
-            columns[name] = lambda each, key=key: plain(each.evaluation.get(key))  # type: ignore[misc]
+    if any(number(each, "samples/fid") is not None for each in compared):
+        columns["Fréchet distance"] = lambda each: plain(each.evaluation.get("samples/fid"))
     return {name: [cell(each) for each in compared] for name, cell in columns.items()}
 
 
@@ -156,7 +156,7 @@ def finals(compared: Sequence[Compared], split: str) -> list[list[Cell]]:
         for term in TERMS:
             key = f"{split}/{term}"
             cells.append(nats(each.figures[key], each.figures[f"{key}_se"]))
-            cells.append(Cell("–") if each is compared[0] else nats(*paired(compared[0], each, key)))
+            cells.append(Cell("–") if each is compared[0] else nats(*paired(compared[0], each, key), "+"))
         rows.append([*cells, nats(each.figures[f"oracle/{split}_elbo"])])
     return rows
 
@@ -165,7 +165,9 @@ def evaluation_table(compared: Sequence[Compared]) -> dict[str, list[Cell]]:
     """Rows of evaluation.json, a cell a run; a figure's standard error stands beside it."""
     keys = list(dict.fromkeys(key for each in compared for key in each.evaluation))
     rows = [key for key in keys if not (key.endswith("_se") and key.removesuffix("_se") in keys)]
-    return {key: [plain(each.evaluation.get(key), each.evaluation.get(f"{key}_se")) for each in compared] for key in rows}
+    return {
+        key: [plain(each.evaluation.get(key), each.evaluation.get(f"{key}_se")) for each in compared] for key in rows
+    }
 
 
 def plain(value: Any, se: Any = None) -> Cell:
@@ -181,10 +183,11 @@ def plain(value: Any, se: Any = None) -> Cell:
 # --- charts ----------------------------------------------------------------------------------------------------
 
 
-def chart(title: str, x: str, y: str, height: float = 3.2) -> tuple[Figure, Axes]:
-    figure = new_figure(4.7, height, title)
+def chart(title: str, x: str, y: str, width: float = 4.7, height: float = 3.2) -> tuple[Figure, Axes]:
+    figure = new_figure(width, height, title)
     axes = figure.subplots()
-    figure.subplots_adjust(left=0.15, right=0.98, bottom=0.5 / height, top=1 - 0.36 / height)
+    top = 1 - (0.36 if title else 0.08) / height
+    figure.subplots_adjust(left=0.68 / width, right=1 - 0.16 / width, bottom=0.5 / height, top=top)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
@@ -224,19 +227,21 @@ def histogram(each: Compared, shade: str, compared: Sequence[Compared]) -> str:
     most = max(10.0, *(run.kl.max().item() for run in compared))
     bins = np.logspace(-5, math.log10(most), 31)
     counts = [np.histogram(run.kl.clamp_min(1e-5).numpy(), bins)[0].max() for run in compared]
-    figure, axes = chart("", "mean KL of a latent, nats (log scale)", "latents", 2.4)
+    figure, axes = chart("", "mean KL of a latent, nats (log scale)", "latents", 3.7, 2.5)
     kl = each.kl.clamp_min(1e-5).numpy()
-    axes.hist(kl[kl < COLLAPSED], bins, color=GREY)
-    axes.hist(kl[kl >= COLLAPSED], bins, color=shade)
+    axes.hist(kl[kl < COLLAPSED], bins.tolist(), color=GREY)
+    axes.hist(kl[kl >= COLLAPSED], bins.tolist(), color=shade)
     axes.axvline(COLLAPSED, color=ORACLE, linestyle="--", linewidth=0.9)
     axes.set_xscale("log")
+    axes.set_xticks([1e-4, COLLAPSED, 1], ["0.0001", f"{COLLAPSED:g}", "1"])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(bins[0], bins[-1])
     axes.set_ylim(0, max(counts) * 1.08)
     return svg(figure)
 
 
 def spectrum_chart(compared: Sequence[Compared]) -> str:
-    figure, axes = chart("", "latents, sorted by KL", "mean KL, nats")
+    figure, axes = chart("", "latents, sorted by KL", "mean KL, nats", 3.7, 2.5)
     for i, each in enumerate(compared):
         kl = each.kl.sort(descending=True).values.tolist()
         places = range(1, len(kl) + 1)
@@ -256,6 +261,12 @@ def drift_chart(compared: Sequence[Compared]) -> str:
     for floor in {round(each.course.drifts[0], 6) for each in compared}:
         axes.axhline(floor, color="grey", linestyle=":", linewidth=1)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    if high < 30 * low:
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[-1] in "235" else "")
+    else:
+        axes.yaxis.set_minor_formatter("")
     axes.set_xlim(0, STEPS)
     return svg(figure)
 

@@ -55,7 +55,10 @@ def text(v: Any) -> bool:
 # What an override may be, by key; the first pattern that fits counts. Keys of user-defined classes that no
 # pattern names are checked against the signature alone.
 RULES: dict[str, Rule] = {
-    "runs": (lambda v: text(v) or (isinstance(v, list) and all(text(name) for name in v)), "[<run folder>,<run folder>]"),
+    "runs": (
+        lambda v: text(v) or (isinstance(v, list) and all(text(name) for name in v)),
+        "[<run folder>,<run folder>]",
+    ),
     "out": (text, "a folder"),
     "seed": integer(0, 2**32 - 1),
     "resume": (lambda v: v is None or text(v), "a run folder"),

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -12,6 +12,7 @@ from vae.elbo import upper_bound
 from vae.networks import PIXELS
 from vae.settings import leaves
 
+FEW = 4  # runs up to which each gets sentences of its own
 CLEAR = 3  # standard errors from which a difference is called one
 STAYS = 3  # times the drift of draws from the prior itself, up to which a chain is said to stay
 RISES = 1.15  # growth of the drift, from the second quarter of the steps to the last, that is called rising
@@ -20,12 +21,13 @@ MEASURES = {"samples/fid": ("Fréchet distance", -1), "samples/kid": ("KID", -1)
 
 
 def verdict(compared: Sequence[Compared]) -> dict[str, list[str]]:
-    """Sentences by heading, for two runs or more."""
+    """Sentences by heading; beyond FEW runs those that are about one run are put together."""
+    few = len(compared) <= FEW
     return {
         "ELBO": elbo(compared),
-        "Latents in use": [latents(each) for each in compared],
+        "Latents in use": [latents(each) for each in compared] if few else [all_latents(compared)],
         "Samples": samples(compared),
-        "Chain": [chain(each) for each in compared],
+        "Chain": [chain(each) for each in compared] if few else all_chains(compared),
     }
 
 
@@ -43,7 +45,7 @@ def elbo(compared: Sequence[Compared]) -> list[str]:
     sentences = [said]
     if rest:
         sentences.append(f"The lowest is {rest[-1].name} with {rest[-1].figures['test/elbo']:.2f}.")
-    return sentences + [against_linear(each) for each in compared]
+    return sentences + [against_linear(each) for each in (compared if len(compared) <= FEW else [best, rest[-1]])]
 
 
 def against_linear(each: Compared) -> str:
@@ -72,6 +74,10 @@ def latents(each: Compared) -> str:
     return said + (f"; closed form: {each.oracle.collapsed})." if each.linear else ").")
 
 
+def all_latents(compared: Sequence[Compared]) -> str:
+    return "; ".join(f"{each.name}: {each.in_use} of {each.latent_dim}" for each in compared) + "."
+
+
 def samples(compared: Sequence[Compared]) -> list[str]:
     """Whose samples are closer to the test images, by the measures that all evaluations have."""
     without = [each for each in compared if not any(number(each, key) is not None for key in MEASURES)]
@@ -85,28 +91,51 @@ def samples(compared: Sequence[Compared]) -> list[str]:
                 values = ", ".join(f"{each.name} {each.evaluation[key]:.4g}" for each in ranked)
                 floor = number(ranked[0], f"{key}_floor")
                 told = f" (floor, training against test images: {floor:.4g})" if floor is not None else ""
-                sentences.append(f"By {name} the samples of {ranked[0].name} are closest to the data: {values}{told}.")
+                closer = "closer" if len(ranked) == 2 else "closest"
+                sentences.append(f"By {name} the samples of {ranked[0].name} are {closer} to the data: {values}{told}.")
         if len(winners) > 1:
             sentences.append("The measures disagree, so nothing follows.")
     if without:
         names = ", ".join(each.name for each in without)
-        sentences.append(f"Not judged for {names}: no figures of samples; `python -m vae.evaluate run=…` makes them.")
+        sentences.append(f"Not judged for {names}: no figures of samples; python -m vae.evaluate run=… makes them.")
     return sentences
+
+
+def fate(each: Compared) -> str:
+    """What became of a chain: it diverged, it stays with the prior, or its codes settle or move on elsewhere."""
+    drifts = each.course.drifts
+    if each.course.finite_steps < len(drifts):
+        return "leaves the data for good: it is not finite any more"
+    if drifts[-1] <= STAYS * drifts[0]:
+        return "stays with the prior that it came from"
+    quarter = len(drifts) // 4
+    middle, late = (sum(part) / len(part) for part in (drifts[quarter : 2 * quarter], drifts[-quarter:]))
+    return "stays finite, but its codes " + (
+        "keep moving away from the prior" if late > RISES * middle else "settle away from the prior"
+    )
 
 
 def chain(each: Compared) -> str:
     drifts, steps = each.course.drifts, each.course.finite_steps
     if steps < len(drifts):
-        return f"{each.name} leaves the data for good: it is no longer finite from step {steps} on."
-    start, end = drifts[0], drifts[-1]
-    drift = f"drift from the prior {end:.2f} nats after {STEPS} steps, where fresh draws have {start:.2f}"
+        return f"{each.name} {fate(each)} from step {steps} on."
     radius = f"{'spectral radius' if each.linear else 'median local gain'} {each.course.spectral_radius:.3f}"
-    quarter = len(drifts) // 4
-    middle, late = (sum(part) / len(part) for part in (drifts[quarter : 2 * quarter], drifts[-quarter:]))
-    if end <= STAYS * start:
-        return f"{each.name} stays with the prior that it came from: {drift}; {radius}."
-    trend = "keep moving away from it" if late > RISES * middle else "settle away from it"
-    return f"{each.name} stays finite, but its codes leave the prior and {trend}: {drift}; {radius}."
+    drift = f"drift from the prior {drifts[-1]:.2f} nats after {STEPS} steps, where fresh draws have {drifts[0]:.2f}"
+    return f"{each.name} {fate(each)}: {drift}; {radius}."
+
+
+def all_chains(compared: Sequence[Compared]) -> list[str]:
+    return [
+        f"{', '.join(names)}: each {what}." for what, names in grouped((fate(each), each.name) for each in compared)
+    ]
+
+
+def grouped(pairs: Iterable[tuple[Any, str]]) -> list[tuple[Any, list[str]]]:
+    """Names by what is said of them, in the order of first mention."""
+    groups: dict[Any, list[str]] = {}
+    for what, name in pairs:
+        groups.setdefault(what, []).append(name)
+    return list(groups.items())
 
 
 def number(each: Compared, key: str) -> float | None:
@@ -119,8 +148,10 @@ def cautions(compared: Sequence[Compared]) -> list[str]:
     found = []
     for what, value in (("sigma", lambda each: each.sigma), ("latent_dim", lambda each: each.latent_dim)):
         found += differing(compared, what, value)
-    found += [line for each in compared if (line := limit(each)) is not None]
-    found += [line for each in compared if (line := bound(each)) is not None]
+    for about in (limit, bound):
+        for line, names in grouped((about(each), each.name) for each in compared):
+            if line is not None:
+                found.append(f"{', '.join(names)}: {line}")
     found += seeds(compared)
     if not all(number(each, "samples/fid") is not None for each in compared):
         found.append("A higher ELBO is no proof of better samples: the ELBO is about test images, not about f(z).")
@@ -128,9 +159,7 @@ def cautions(compared: Sequence[Compared]) -> list[str]:
 
 
 def differing(compared: Sequence[Compared], what: str, of: Callable[[Compared], Any]) -> list[str]:
-    groups: dict[Any, list[str]] = {}
-    for each in compared:
-        groups.setdefault(of(each), []).append(each.name)
+    groups = dict(grouped((of(each), each.name) for each in compared))
     if len(groups) == 1:
         return []
     listed = "; ".join(f"{value:g} in {', '.join(names)}" for value, names in sorted(groups.items()))
@@ -149,19 +178,19 @@ def limit(each: Compared) -> str | None:
     radius = each.course.spectral_radius
     if each.linear:
         if radius >= 1:
-            return f"{each.name}: its chain has no limiting distribution (spectral radius {radius:.4f} ≥ 1)."
+            return f"the chain has no limiting distribution (spectral radius {radius:.4f} ≥ 1)."
         kept, mixing = radius**STEPS, -1 / math.log(radius)
         if kept < 0.01:
             return None
         return (
-            f"{each.name}: {STEPS} steps are not the limit of its chain. In its slowest direction {kept:.0%} of the "
-            f"start is left after them (spectral radius {radius:.3f}, e-fold {mixing:.0f} steps; λ₁/σ² at the optimum: "
+            f"{STEPS} steps are not the limit of the chain: in its slowest direction {kept:.0%} of the start is left "
+            f"after them (spectral radius {radius:.3f}, e-fold {mixing:.0f} steps; λ₁/σ² at the optimum: "
             f"{mixing_steps(each):.0f})."
         )
-    if STEPS >= 5 * mixing_steps(each):
+    if 5 * mixing_steps(each) <= STEPS:
         return None
     return (
-        f"{each.name}: {STEPS} steps need not be the limit of its chain: at sigma {each.sigma:g} the best linear pair "
+        f"{STEPS} steps need not be the limit of the chain: at sigma {each.sigma:g} the best linear pair "
         f"forgets its start over about λ₁/σ² = {mixing_steps(each):.0f} steps, and takes a few times that."
     )
 
@@ -174,16 +203,16 @@ def bound(each: Compared) -> str | None:
     """How far the ELBO may be below log p(x), from the strongest importance-weighted bound of the evaluation."""
     exact = number(each, "exact/gap")
     if exact is not None:
-        return f"{each.name}: its ELBO is {exact:.2f} nats below the exact log p(x)." if exact > 1 else None
+        return f"the ELBO is {exact:.2f} nats below the exact log p(x)." if exact > 1 else None
     sizes = [int(key.removeprefix("iwae/K=")) for key in each.evaluation if key.removeprefix("iwae/K=").isdigit()]
     if not sizes:
-        return f"{each.name}: its ELBO is a lower bound; how far log p(x) lies above it was not measured."
+        return "the ELBO is a lower bound; how far log p(x) lies above it was not measured."
     key = f"iwae/K={max(sizes)}"
     value, ess = number(each, key), number(each, f"{key}_ess")
     if value is None or ess is None or ess >= 0.1 * max(sizes):
         return None
     return (
-        f"{each.name}: the importance-weighted bound {value:.2f} rests on {ess:.1f} effective of {max(sizes)} samples: "
+        f"the importance-weighted bound {value:.2f} rests on {ess:.1f} effective of {max(sizes)} samples: "
         "it is loose, and log p(x) may lie well above it."
     )
 
@@ -193,7 +222,9 @@ def seeds(compared: Sequence[Compared]) -> list[str]:
 
     def setting(each: Compared) -> str:
         settings = dict(leaves(OmegaConf.to_container(each.run.config, resolve=False)))
-        return repr(sorted((k, repr(v)) for k, v in settings.items() if k.startswith(("model", "optim", "trainer.max"))))
+        return repr(
+            sorted((k, repr(v)) for k, v in settings.items() if k.startswith(("model", "optim", "trainer.max")))
+        )
 
     once = sum(count == 1 for count in Counter(setting(each) for each in compared).values())
     if not once:
