@@ -3,11 +3,8 @@
 import dataclasses
 import html
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae import comparison, verdict
 from vae.chain import Course
-from vae.compare import compare
+from vae.compare import compare, main
 from vae.comparison import Compared
 from vae.errors import UserError
 from vae.runs import load_run
@@ -198,7 +195,8 @@ def test_samples_are_judged_only_by_what_was_measured(compared: list[Compared]) 
         pair = [dataclasses.replace(a, evaluation=of_a), dataclasses.replace(b, evaluation=of_b)]
         return " ".join(verdict.samples(pair))
 
-    assert said({}, {}).startswith("Not judged for A, B")
+    assert said({}, {}).startswith("Not judged: no figures")
+    assert said({}, {"samples/fid": 1.0}).startswith("Not judged for A: no figures")
     assert said({}, {"samples/fid": 1.0}) == said({"samples/fid": None}, {"samples/fid": 1.0})
     assert "samples of B are closer" in said({"samples/fid": 9.0}, {"samples/fid": 3.0})
     assert "samples of A are closer" in said({"samples/fid": 3.0}, {"samples/fid": 9.0})
@@ -286,21 +284,21 @@ def test_data_of_another_project_is_not_built(folders: list[Path], tmp_path: Pat
         comparison.common_data([load_run(other)])
 
 
-def test_bad_input_is_told_in_a_line_each_and_leaves_nothing(folders: list[Path], tmp_path: Path) -> None:
-    def told(*arguments: str) -> tuple[int, list[str]]:
-        command = [sys.executable, "-m", "vae.compare", *arguments, "out=page"]
-        done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-        )
-        return done.returncode, done.stderr.strip().splitlines()
-
-    code, lines = told(f"runs=[{folders[0]},nowhere,{folders[0]}]")
-    assert code == 2
+def test_bad_input_is_told_in_a_line_each_and_leaves_nothing(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["compare", f"runs=[{folders[0]},nowhere,{folders[0]}]", "out=page"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "error: runs: nowhere is no run folder: it has no .hydra/config.yaml",
         f"error: runs: {folders[0]} is named twice",
     ]
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "page").mkdir()  # an empty folder of the user's stays
     for wrong, line in (
         ([], "runs=[] makes 0 runs, and must make 2 to 24: runs=[<folder>,<folder>]"),
         (3, "runs=3 must be [<run folder>,<run folder>]"),
@@ -308,7 +306,7 @@ def test_bad_input_is_told_in_a_line_each_and_leaves_nothing(folders: list[Path]
         with pytest.raises(UserError) as error:
             compare(DictConfig({"runs": wrong, "out": str(tmp_path / "page")}))
         assert error.value.problems == (line,)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["page"]
 
 
 # --- the page in a browser -------------------------------------------------------------------------------------
@@ -365,6 +363,7 @@ def test_both_videos_play_in_step_and_follow_the_slider(tab: Any) -> None:
     tab.click("#play")
     until(tab, f"{times}.every(t => t > 0.5)")
     assert int(tab.inner_text("#at")) >= 4
+    assert not any(tab.evaluate("[...document.querySelectorAll('video')].map(v => v.paused)"))
     tab.click("#play")
     first, second = tab.evaluate(times)
     assert abs(first - second) <= 0.3

@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vae.errors import MachineError, told_in_one_line
+from vae.errors import MachineError, UserError, told_in_one_line
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="compare")
@@ -24,8 +24,8 @@ def compare(config: DictConfig) -> Path:
     from vae.settings import Builder
 
     # 1. The runs, and whether they can be put side by side.
-    build = Builder(config)
-    build.finish(Path(config.out))
+    if problems := Builder(config).problems:
+        raise UserError(*problems)
     chosen = comparison.open_runs(config.runs)
     data = comparison.common_data(chosen)
 

@@ -185,6 +185,8 @@ def compare_run(run: Run, name: str, data: ImageDataModule, spectrum: Spectrum) 
         "model/decoder_parameters": count_parameters(model.decoder),
         **recomputed,
     }
+    if not run.metrics:
+        notes.append("no metrics.json: its training was cut off; its figures were computed here")
     for key in recomputed:  # the run's own figures, where it has them
         kept = run.metrics.get(key)
         if kept is not None:

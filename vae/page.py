@@ -31,6 +31,8 @@ COLOURS = ["#2b6cb0", "#dd6b20", "#2f855a", "#97266d", "#0e8fa3", "#b7791f", "#5
 COLOURS += ["#5a7d2a", "#7b4f2c", "#1a365d", "#718096"]  # a run keeps its colour; the second dozen is dashed
 STRIP = (0, 1, 3, 10, 30, STEPS)  # steps of the chain that print
 
+DRIFT_SHOWN = 1e4  # nats; a chain that diverges leaves the chart there, with a cross, so that others can be read
+
 
 class Cell(NamedTuple):
     """A table cell: its text, and the value that the column sorts by."""
@@ -54,10 +56,8 @@ def render(compared: Sequence[Compared], data: ImageDataModule, words: dict[str,
         at_a_glance=at_a_glance(compared),
         splits={split: finals(compared, split) for split in SPLITS},
         evaluation=evaluation_table(compared),
-        curves={
-            "ELBO": curves(compared, "elbo"),
-            "KL": curves(compared, "kl"),
-        },
+        curves={"ELBO": curves(compared, "elbo"), "KL": curves(compared, "kl")},
+        sizes=size_chart(compared) if len(compared) > 2 and len({each.latent_dim for each in compared}) > 1 else None,
         spectrum=spectrum_chart(compared),
         drift=drift_chart(compared),
         drifts=[[nats(each.course.drifts[t]) for t in STRIP] for each in compared],
@@ -115,7 +115,8 @@ def nats(value: float, se: float | None = None, sign: str = "") -> Cell:
     """Two decimals and the standard error; `sign="+"` for differences."""
     if not math.isfinite(value):
         return Cell("not finite")
-    return Cell(f"{value:{sign},.2f}".replace("-", "−") + (f" ± {se:.2f}" if se is not None else ""), value)
+    digits = ",.2f" if abs(value) < 1e6 else ".1e"
+    return Cell(f"{value:{sign}{digits}}".replace("-", "−") + (f" ± {se:.2f}" if se is not None else ""), value)
 
 
 def at_a_glance(compared: Sequence[Compared]) -> dict[str, list[Cell]]:
@@ -222,6 +223,25 @@ def curves(compared: Sequence[Compared], term: str) -> str:
     return svg(figure)
 
 
+def size_chart(compared: Sequence[Compared]) -> str:
+    """Test ELBO over latent_dim, the runs of a model joined, with the best linear pair of each size."""
+    figure, axes = chart("test ELBO over latent_dim", "latent_dim", "nats per image")
+    for model in dict.fromkeys((each.run.model.name, each.sigma) for each in compared):
+        joined = sorted(
+            (e.latent_dim, e.figures["test/elbo"]) for e in compared if (e.run.model.name, e.sigma) == model
+        )
+        axes.plot(*zip(*joined, strict=True), color=GREY, linewidth=1.2, zorder=1)
+    for i, each in enumerate(compared):
+        elbo, se = each.figures["test/elbo"], each.figures["test/elbo_se"]
+        axes.errorbar(each.latent_dim, elbo, se, color=colour(i), marker="o", markersize=5, capsize=2)
+        axes.plot(each.latent_dim, each.figures["oracle/test_elbo"], "+", color=ORACLE, markersize=8)
+    dims = sorted({each.latent_dim for each in compared})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(dims, [str(dim) for dim in dims])
+    axes.xaxis.set_minor_locator(NullLocator())
+    return svg(figure)
+
+
 def histogram(each: Compared, shade: str, compared: Sequence[Compared]) -> str:
     """KL of the latents on bins and axes that all runs share."""
     most = max(10.0, *(run.kl.max().item() for run in compared))
@@ -257,12 +277,13 @@ def drift_chart(compared: Sequence[Compared]) -> str:
         steps = each.course.finite_steps
         axes.plot(range(steps), each.course.drifts[:steps], color=colour(i), linestyle=dashes(i), linewidth=1.6)
         if steps < len(each.course.drifts):
-            axes.plot(steps - 1, each.course.drifts[steps - 1], "x", color=colour(i), markersize=9)
+            axes.plot(steps - 1, min(each.course.drifts[steps - 1], DRIFT_SHOWN), "x", color=colour(i), markersize=9)
     for floor in {round(each.course.drifts[0], 6) for each in compared}:
         axes.axhline(floor, color="grey", linestyle=":", linewidth=1)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     low, high = axes.get_ylim()
+    axes.set_ylim(low, min(high, DRIFT_SHOWN * 1.3))
     if high < 30 * low:
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[-1] in "235" else "")
     else:

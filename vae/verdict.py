@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from vae.callbacks.chain_video import CHAINS
 from vae.comparison import STEPS, Compared, paired
 from vae.elbo import upper_bound
 from vae.networks import PIXELS
@@ -45,6 +46,8 @@ def elbo(compared: Sequence[Compared]) -> list[str]:
     sentences = [said]
     if rest:
         sentences.append(f"The lowest is {rest[-1].name} with {rest[-1].figures['test/elbo']:.2f}.")
+    if len({each.sigma for each in compared}) > 1:
+        sentences.append("But sigma is not the same in all of them, and moves the ELBO by itself.")
     return sentences + [against_linear(each) for each in (compared if len(compared) <= FEW else [best, rest[-1]])]
 
 
@@ -88,7 +91,7 @@ def samples(compared: Sequence[Compared]) -> list[str]:
             if all(number(each, key) is not None for each in judged):
                 ranked = sorted(judged, key=lambda each: -sign * float(each.evaluation[key]))
                 winners.add(ranked[0].name)
-                values = ", ".join(f"{each.name} {each.evaluation[key]:.4g}" for each in ranked)
+                values = "; ".join(f"{each.name} {each.evaluation[key]:.4g}" for each in ranked)
                 floor = number(ranked[0], f"{key}_floor")
                 told = f" (floor, training against test images: {floor:.4g})" if floor is not None else ""
                 closer = "closer" if len(ranked) == 2 else "closest"
@@ -96,8 +99,8 @@ def samples(compared: Sequence[Compared]) -> list[str]:
         if len(winners) > 1:
             sentences.append("The measures disagree, so nothing follows.")
     if without:
-        names = ", ".join(each.name for each in without)
-        sentences.append(f"Not judged for {names}: no figures of samples; python -m vae.evaluate run=… makes them.")
+        whom = f" for {'; '.join(each.name for each in without)}" if judged else ""
+        sentences.append(f"Not judged{whom}: no figures of samples; python -m vae.evaluate run=… makes them.")
     return sentences
 
 
@@ -105,7 +108,7 @@ def fate(each: Compared) -> str:
     """What became of a chain: it diverged, it stays with the prior, or its codes settle or move on elsewhere."""
     drifts = each.course.drifts
     if each.course.finite_steps < len(drifts):
-        return "leaves the data for good: it is not finite any more"
+        return f"leaves the data for good: not all of its {CHAINS} chains are finite"
     if drifts[-1] <= STAYS * drifts[0]:
         return "stays with the prior that it came from"
     quarter = len(drifts) // 4
@@ -125,9 +128,12 @@ def chain(each: Compared) -> str:
 
 
 def all_chains(compared: Sequence[Compared]) -> list[str]:
-    return [
-        f"{', '.join(names)}: each {what}." for what, names in grouped((fate(each), each.name) for each in compared)
-    ]
+    groups = grouped((fate(each), each.name) for each in compared)
+    return [f"{whom(names, compared)}: each {what}." for what, names in groups]
+
+
+def whom(names: Sequence[str], compared: Sequence[Compared]) -> str:
+    return "All runs" if len(names) == len(compared) > 2 else "; ".join(names)
 
 
 def grouped(pairs: Iterable[tuple[Any, str]]) -> list[tuple[Any, list[str]]]:
@@ -145,30 +151,33 @@ def number(each: Compared, key: str) -> float | None:
 
 def cautions(compared: Sequence[Compared]) -> list[str]:
     """What must not be concluded, as far as these figures tell."""
-    found = []
-    for what, value in (("sigma", lambda each: each.sigma), ("latent_dim", lambda each: each.latent_dim)):
-        found += differing(compared, what, value)
+    found = differing(compared)
     for about in (limit, bound):
         for line, names in grouped((about(each), each.name) for each in compared):
             if line is not None:
-                found.append(f"{', '.join(names)}: {line}")
+                found.append(f"{whom(names, compared)}: {line}")
     found += seeds(compared)
     if not all(number(each, "samples/fid") is not None for each in compared):
         found.append("A higher ELBO is no proof of better samples: the ELBO is about test images, not about f(z).")
     return found
 
 
-def differing(compared: Sequence[Compared], what: str, of: Callable[[Compared], Any]) -> list[str]:
-    groups = dict(grouped((of(each), each.name) for each in compared))
-    if len(groups) == 1:
-        return []
-    listed = "; ".join(f"{value:g} in {', '.join(names)}" for value, names in sorted(groups.items()))
-    if what == "sigma":
-        caps = ", ".join(f"{upper_bound(PIXELS, sigma):.1f} at {sigma:g}" for sigma in sorted(groups))
-        why = f"no ELBO can exceed {caps}, so a difference says as much about sigma as about the networks."
-    else:
-        why = "a difference in ELBO is also one in the room for information, not in the networks alone."
-    return [f"model.{what} differs ({listed}): {why}"]
+def differing(compared: Sequence[Compared]) -> list[str]:
+    """Settings that move the ELBO by themselves, or its room for information."""
+    sigmas, sizes = ({of(each) for each in compared} for of in (lambda e: e.sigma, lambda e: e.latent_dim))
+    found = []
+    if len(sigmas) > 1:
+        caps = ", ".join(f"{upper_bound(PIXELS, sigma):.1f} at {sigma:g}" for sigma in sorted(sigmas))
+        found.append(
+            f"model.sigma differs: no ELBO can exceed {caps}, so a difference says as much about sigma as about the "
+            "networks."
+        )
+    if len(sizes) > 1:
+        found.append(
+            f"model.latent_dim differs ({', '.join(map(str, sorted(sizes)))}): a difference in ELBO is also one in the "
+            "room for information, not in the networks alone."
+        )
+    return found
 
 
 def limit(each: Compared) -> str | None:
