@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import re
+import runpy
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae import comparison, verdict
 from vae.chain import Course
-from vae.compare import compare, main
+from vae.compare import compare
 from vae.comparison import Compared
 from vae.errors import UserError
 from vae.runs import load_run
@@ -289,8 +290,8 @@ def test_bad_input_is_told_in_a_line_each_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["compare", f"runs=[{folders[0]},nowhere,{folders[0]}]", "out=page"])
-    with pytest.raises(SystemExit) as stopped:
-        main()
+    with pytest.raises(SystemExit) as stopped, pytest.warns(RuntimeWarning, match="found in sys.modules"):
+        runpy.run_module("vae.compare", run_name="__main__")  # as `python -m`, without importing torch again
     assert stopped.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
