@@ -6,6 +6,7 @@ steps (82 on MNIST at sigma 0.25), so 100 steps are not the limit where sigma is
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,3 +65,31 @@ def spectral_radius(model: VAE, z: Tensor) -> float:
     if pair is not None:
         return torch.linalg.eigvals(pair.V @ pair.W).abs().max().item()
     return local_gain(model, z).nanmedian().item()
+
+
+class Course(NamedTuple):
+    """What n chains showed over the steps t = 0 … T."""
+
+    frames: list[Tensor]  # T + 1 times f(z_t), [n, 1, 28, 28] on the CPU
+    drifts: list[float]  # T + 1, nats; inf where a latent is not finite
+    finite_steps: int  # steps from the start at which every latent was finite, T + 1 where none ever left
+    spectral_radius: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return {
+            "chain/finite": float(self.finite_steps == len(self.drifts)),
+            "chain/drift": self.drifts[-1],
+            "chain/spectral_radius": self.spectral_radius,
+        }
+
+
+def follow(model: VAE, start: Tensor, steps: int, generator: torch.Generator | None = None) -> Course:
+    """Run the chain from the latents `start` [n, m]; gains are taken at 16 states of the last finite step."""
+    frames, drifts, last, finite_steps = [], [], start, 0
+    for t, (z, frame) in enumerate(run_chain(model, start, steps, generator)):
+        frames.append(frame.cpu())
+        drifts.append(drift(z))
+        if finite_steps == t and torch.isfinite(z).all():
+            last, finite_steps = z, t + 1
+    return Course(frames, drifts, finite_steps, spectral_radius(model, last[:16]))

@@ -50,6 +50,15 @@ def draw(posterior: Normal, generator: torch.Generator | None = None) -> Tensor:
     return posterior.loc + posterior.scale * noise
 
 
+def noise_per_image(images: int, latent_dim: int, seed: int = 0) -> Tensor:
+    """Standard normal draws that belong to an image's place in its file, [images, latent_dim], on the CPU.
+
+    With them an ELBO depends on the weights alone, neither on batches nor ranks, and two models are judged on the
+    same draws.
+    """
+    return torch.randn(images, latent_dim, generator=torch.Generator().manual_seed(seed))
+
+
 def upper_bound(pixels: int, sigma: float) -> float:
     """No VAE with this sigma can have a higher ELBO: log p(x|z) where the decoder hits every pixel exactly."""
     return -0.5 * pixels * math.log(2 * math.pi * sigma**2)

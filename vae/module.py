@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from vae.data import SPLITS, as_images
-from vae.elbo import Terms
+from vae.elbo import Terms, noise_per_image
 from vae.errors import MachineError
 from vae.networks import VAE
 from vae.ppca import PPCA
@@ -217,8 +217,7 @@ class LitVAE(L.LightningModule):
         pixels, index = batch
         size = len(self.trainer.datamodule.pixels[split])  # type: ignore[attr-defined]
         if len(self._noise.get(split, ())) != size:
-            generator = torch.Generator().manual_seed(self._eval_seed)
-            noise = torch.randn(size, self.model.latent_dim, generator=generator)
+            noise = noise_per_image(size, self.model.latent_dim, self._eval_seed)
             self._noise = {split: noise.to(self.device)}
         if split not in self._sums:
             self._sums[split] = SplitSums(self.model.latent_dim, self.device)

@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vae.errors import UserError
-from vae.files import write_json as write_json
 from vae.module import CHECKPOINT_FORMAT
 from vae.networks import VAE
 

@@ -61,6 +61,11 @@ def text(v: Any) -> bool:
 # What an override may be, by key; the first pattern that fits counts. Keys of user-defined classes that no
 # pattern names are checked against the signature alone.
 RULES: dict[str, Rule] = {
+    "runs": (
+        lambda v: text(v) or (isinstance(v, list) and all(text(name) for name in v)),
+        "[<run folder>,<run folder>]",
+    ),
+    "out": (text, "a folder"),
     "seed": integer(0, 2**32 - 1),
     "threads": (lambda v: v is None or integer(1, 1024)[0](v), "an integer from 1 to 1024, or null"),
     "compile": one_of(True, False),

@@ -37,7 +37,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     # Heavy imports wait until a run starts, so that --help answers at once.
     import torch
 
-    from vae import report, runs
+    from vae import files, report, runs
     from vae.callbacks.interruption import Interruption
     from vae.callbacks.progress import quiet
     from vae.checkpoints import BestAndLast, WholeCheckpointIO
@@ -77,7 +77,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     task = LitVAE(model, optimizer, scheduler, oracle, build.config["compile"], build.config["skip_bad_steps"])
     if first:
         folder.mkdir(parents=True, exist_ok=True)
-        runs.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
+        files.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
 
     # 3. Training; the checkpoint with the best validation ELBO is kept, and tested.
     with interruption:
@@ -87,7 +87,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         # 4. The figures.
         metrics = task.final | report.figures(task, data, callbacks)
         if first:
-            runs.write_json(folder / "metrics.json", metrics)
+            files.write_json(folder / "metrics.json", metrics)
             report.log_final(trainer.loggers, build.config, metrics, trainer.global_step)
             print(report.table(model, metrics), f"run folder: {folder}", sep="\n")
     return metrics

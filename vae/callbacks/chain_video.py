@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vae.callbacks.picture import Picture
 from vae.callbacks.prior_samples import prior_codes
-from vae.chain import drift, run_chain, spectral_radius
+from vae.chain import follow
 from vae.figures import TRAIN, new_figure, tile
 from vae.module import LitVAE
 
@@ -39,18 +39,8 @@ class ChainVideo(Picture):
 
     def make(self, trainer: L.Trainer, task: LitVAE, split: str) -> None:
         start = prior_codes(CHAINS, task.model.latent_dim).to(task.device)
-        latents, frames = [], []
-        for z, frame in run_chain(task.model, start, self.steps, self.generator(task.device)):
-            latents.append(z)
-            frames.append(frame.cpu())
-        drifts = [drift(z) for z in latents]
-        finite = [bool(torch.isfinite(z).all()) for z in latents]
-        last = latents[max(t for t, ok in enumerate(finite) if ok)]
-        self.figures = {
-            "chain/finite": float(all(finite)),
-            "chain/drift": drifts[-1],
-            "chain/spectral_radius": spectral_radius(task.model, last[:16]),
-        }
+        course = follow(task.model, start, self.steps, self.generator(task.device))
+        frames, drifts, self.figures = course.frames, course.drifts, course.figures
         if trainer.state.fn == "fit":  # the final ones are logged with all final figures
             for logger in trainer.loggers:
                 logger.log_metrics(self.figures, trainer.global_step)
