@@ -127,11 +127,30 @@ def discard_empty_run(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def refuse_foreign_classes(node: Any, allowed: tuple[str, ...]) -> None:
-    """Raise UserError where a `_target_` in the settings is no network of the allowed modules."""
+def load_data(config: DictConfig, root: str | None = None, allow: tuple[str, ...] = ()) -> Any:
+    """The data module that a run was trained with, ready for testing; from the folder `root` where one is given.
+
+    Raises UserError for settings that name anything but a data module of this project or of `allow`, MachineError
+    where the files cannot be had.
+    """
+    settings = config.get("data")
+    if not isinstance(settings, DictConfig):
+        raise UserError("its settings name no data")
+    refuse_foreign_classes(settings, ("vae.", *allow), L.LightningDataModule)
+    try:
+        data = instantiate(settings, _convert_="all", **({} if root is None else {"root": root}))
+    except Exception as error:
+        raise UserError(f"its data settings cannot be used ({str(error).splitlines()[0]})") from error
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+def refuse_foreign_classes(node: Any, allowed: tuple[str, ...], kind: type = nn.Module) -> None:
+    """Raise UserError where a `_target_` in the settings is no network (or other kind) of the allowed modules."""
     if OmegaConf.is_list(node):
         for child in node:
-            refuse_foreign_classes(child, allowed)
+            refuse_foreign_classes(child, allowed, kind)
     if not isinstance(node, DictConfig):
         return
     target = node.get("_target_")
@@ -139,21 +158,30 @@ def refuse_foreign_classes(node: Any, allowed: tuple[str, ...]) -> None:
         if not str(target).startswith(allowed):
             raise UserError(f"_target_: {target} is refused: a run folder may name classes of {', '.join(allowed)}")
         try:
-            known = issubclass(get_class(target), nn.Module)
+            known = issubclass(get_class(target), kind)
         except Exception as error:
             raise UserError(f"_target_: {target} is not there any more") from error
         if not known:
-            raise UserError(f"_target_: {target} is refused: it is not a network")
+            raise UserError(f"_target_: {target} is refused: it is no {kind.__name__}")
     for child in node.values():
-        refuse_foreign_classes(child, allowed)
+        refuse_foreign_classes(child, allowed, kind)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all; a number that is not finite becomes null, as JSON has no other word for it."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
+    lines = [f"  {json.dumps(key)}: {json.dumps(finite(value), allow_nan=False)}" for key, value in content.items()]
+    partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     os.replace(partial, path)
+
+
+def finite(value: Any) -> Any:
+    """null for the numbers that are not finite, at any depth."""
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment(seed: int, device: torch.device) -> dict[str, Any]:

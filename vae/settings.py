@@ -48,6 +48,11 @@ def log_sd_range(v: Any) -> bool:
     return v is None or (bounded and v[0] < v[1])
 
 
+def sample_sizes(v: Any) -> bool:
+    whole = isinstance(v, list) and v != [] and all(integer(1, 10**6)[0](K) for K in v)
+    return whole and v == sorted(set(v))
+
+
 def text(v: Any) -> bool:
     return isinstance(v, str) and v != "" and "\0" not in v
 
@@ -89,6 +94,33 @@ RULES: dict[str, Rule] = {
     "logger.name": (lambda v: isinstance(v, str), "text"),
     "logger.version": (text, "text"),
     "logger.default_hp_metric": one_of(False),
+}
+# The settings of evaluate, all of them.
+EVALUATE_RULES: dict[str, Rule] = {
+    "run": (text, "a run folder, such as outputs/2030-01-31/12-00-00-deep"),
+    "against": (lambda v: v is None or text(v), "a second run folder, or null"),
+    "seed": integer(0, 2**32 - 1),
+    "accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
+    "allow": (lambda v: isinstance(v, list) and all(map(text, v)), "a list of modules such as [mine.networks]"),
+    "data.root": (lambda v: v is None or text(v), "a folder, or null for the one that the run has"),
+    "batch_size": integer(1, 60_000),
+    "elbo.samples": integer(1, 10_000),
+    "iwae.images": integer(0, 10**6),
+    "iwae.K": (sample_sizes, "a rising list of numbers of samples such as [1,10,100]"),
+    "iwae.rows": integer(1, 10**6),
+    "ais.images": integer(0, 10**6),
+    "ais.chains": integer(2, 10_000),
+    "ais.distributions": integer(1, 10**6),
+    "ais.leapfrog": integer(1, 1000),
+    "ais.start": one_of("prior", "posterior"),
+    "ais.rows": integer(1, 10**6),
+    "chain.chains": integer(0, 10**6),
+    "chain.steps": integer(100, 10**6),
+    "samples.n": integer(0, 10**6),
+    "samples.kind": one_of("mean", "clipped", "noisy"),
+    "samples.k": integer(1, 100),
+    "classifier.folder": (text, "a folder"),
+    "classifier.epochs": integer(1, 1000),
 }
 # Arguments that train() passes itself, beside the settings.
 GIVEN = {"trainer": {"callbacks", "logger", "default_root_dir"}, "logger": {"save_dir"}, "data": {"seed"}}
@@ -142,9 +174,9 @@ class Builder:
             raise UserError(*dict.fromkeys(self.problems))
 
 
-def out_of_rule(key: str, value: Any) -> str | None:
+def out_of_rule(key: str, value: Any, rules: dict[str, Rule] = RULES) -> str | None:
     """The problem with a value, in one line, or None."""
-    for pattern, (holds, words) in RULES.items():
+    for pattern, (holds, words) in rules.items():
         if fnmatch.fnmatchcase(key, pattern):
             if holds(value):
                 return None
