@@ -74,6 +74,11 @@ class Gaussian(NamedTuple):
     mean: Tensor  # [m]
     covariance: Tensor  # [m, m]
 
+    def kl_to_prior(self) -> float:
+        """KL(this ‖ N(0, I)) in nats."""
+        excess = self.mean.square().sum() + self.covariance.trace() - len(self.mean)
+        return 0.5 * (excess - torch.logdet(self.covariance)).item()
+
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
         return self.mean + noise @ torch.linalg.cholesky(self.covariance).T
@@ -136,8 +141,7 @@ def gaussian_test(z: Tensor, law: Gaussian | None = None) -> tuple[float, float]
     if law is not None:
         cholesky = torch.linalg.cholesky(law.covariance)
         z = torch.linalg.solve_triangular(cholesky, (z - law.mean).T, upper=False).T
-    mean, covariance = z.mean(0), torch.cov(z.T, correction=0)
-    kl = 0.5 * (mean.square().sum() + covariance.trace() - m - torch.logdet(covariance)).item()
+    kl = Gaussian(z.mean(0), torch.cov(z.T, correction=0).view(m, m)).kl_to_prior()
     correction = 1 - (2 * m**2 + 9 * m + 11) / (6 * n * (m + 3))
     half_dof, half_statistic = m * (m + 3) / 4, max(0.0, n * kl * correction)
     p = torch.special.gammaincc(*(torch.tensor(v, dtype=torch.float64) for v in (half_dof, half_statistic)))
