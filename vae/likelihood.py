@@ -136,15 +136,15 @@ def ais(
     chains: int = 16,
     distributions: int = 500,
     leapfrog: int = 10,
-    start: str = "prior",
+    start: str = "posterior",
     generator: torch.Generator | None = None,
     pilot_chains: int = 2,
     progress: Callable[[Any], Any] = iter,
 ) -> Annealed:
     """Annealed importance sampling of log p(x) for images [B, 1, 28, 28]; B·C latents move at once.
 
-    From a Gaussian N(loc, scale²) (the prior, or q(z|x) with start="posterior") over `distributions` geometric
-    steps to p(x, z), each followed by one Hamiltonian transition of `leapfrog` steps. With z = loc + scale u the
+    From a Gaussian N(loc, scale²) (q(z|x), or the prior with start="prior") over `distributions` geometric steps to
+    p(x, z), each followed by one Hamiltonian transition of `leapfrog` steps. With z = loc + scale u the
     path is log N(u; 0, I) + beta · log_ratio(u), and the log weight Σ (beta_t − beta_{t−1}) log_ratio(u_{t−1}).
     A pilot run of a few chains adapts the step size of each image to an acceptance of 0.65; the run that counts
     keeps those steps fixed, as a step that depends on the chain's own past would bias the weights.
@@ -153,9 +153,9 @@ def ais(
     if start == "posterior":
         with torch.no_grad():
             q = model.encode(images)
-    spread = torch.linspace(-1, 1, distributions + 1, dtype=torch.float64)
-    betas = torch.sigmoid(4 * spread)  # slow at both ends, as in Wu et al.
-    betas = ((betas - betas[0]) / (betas[-1] - betas[0])).tolist()
+    # Each distribution as much narrower than the one before, from where the prior still rules.
+    rise = 5 * torch.linspace(0, 1, distributions + 1, dtype=torch.float64)
+    betas = (rise.expm1() / rise[-1].expm1()).tolist()
 
     def anneal(C: int, steps: Tensor | None, moves: Any) -> tuple[Tensor, Tensor, float]:
         """Log weights [B, C], step sizes [distributions, B] and mean acceptance; adapts where no steps are given."""
@@ -184,7 +184,8 @@ def ais(
             if steps is not None:
                 step = steps[t - 1]
             used.append(step)
-            h = step.repeat_interleave(C)[:, None]  # [B·C, 1]
+            jitter = 0.7 + 0.6 * torch.rand(len(x), generator=generator, device=images.device)
+            h = (step.repeat_interleave(C) * jitter)[:, None]  # [B·C, 1]; else a latent may swing back to its start
             momentum = normal(*u.shape)
             energy = 0.5 * (u.square() + momentum.square()).sum(1) - beta * ratio
             new_u, new_ratio, new_gradient, p = u, ratio, gradient, momentum
