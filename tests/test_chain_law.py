@@ -91,7 +91,10 @@ def test_projected_simulation_is_the_chain(digits):
     model = disturbed(digits)
     start = torch.zeros(20_000, 3)
     short = end_of(model, start, 2, torch.Generator().manual_seed(0))
-    parts = [list(run_chain(model, part, 2, torch.Generator().manual_seed(i)))[-1][0] for i, part in enumerate(start.split(5000))]
+    parts = [
+        list(run_chain(model, part, 2, torch.Generator().manual_seed(i)))[-1][0]
+        for i, part in enumerate(start.split(5000))
+    ]
     full = torch.cat(parts)
     assert (short.mean(0) - full.mean(0)).abs().max() < 0.03
     assert (torch.cov(short.T) - torch.cov(full.T)).norm() < 0.04 * torch.cov(full.T).norm()

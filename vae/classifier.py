@@ -46,7 +46,9 @@ class Classifier(nn.Module):
 @torch.no_grad()
 def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, rows: int = 1000) -> Tensor:
     """`network` over images [N, 1, 28, 28], uint8 in 0…255 or floating point in [0, 1], `rows` at a time."""
-    return torch.cat([network(part.float() / 255 if part.dtype == torch.uint8 else part) for part in images.split(rows)])
+    return torch.cat(
+        [network(part.float() / 255 if part.dtype == torch.uint8 else part) for part in images.split(rows)]
+    )
 
 
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:

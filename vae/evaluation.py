@@ -54,7 +54,9 @@ def opened(config: DictConfig) -> tuple[Settings, Run, Run | None, ImageDataModu
     if run is not None and other is not None:
         names = [one.config.get("data", {}).get("name") for one in (run, other)]
         if names[0] != names[1]:
-            problems.append(f"against={settings['against']} was trained on {names[1]}, run={settings['run']} on {names[0]}")
+            problems.append(
+                f"against={settings['against']} was trained on {names[1]}, run={settings['run']} on {names[0]}"
+            )
     if problems or run is None:
         raise UserError(*problems)
     try:
@@ -110,8 +112,8 @@ def likelihoods(model: VAE, pixels: Tensor, settings: Settings) -> tuple[Values,
     some, few = chosen[: settings["iwae"]["images"]], chosen[: settings["ais"]["images"]]
     if pair is not None:
         exact = [likelihood.linear_log_likelihood(pair, model.sigma, x) for x in batches(pixels, settings, device)]
-        bound = [likelihood.linear_elbo(model, pair, x) for x in batches(pixels, settings, device)]
-        values["exact/log_p"], values["exact/elbo"] = torch.cat(exact), torch.cat(bound)
+        elbo = [likelihood.linear_elbo(model, pair, x) for x in batches(pixels, settings, device)]
+        values["exact/log_p"], values["exact/elbo"] = torch.cat(exact), torch.cat(elbo)
         values["exact/gap"] = values["exact/log_p"] - values["exact/elbo"]
 
     figures: Figures = {"test/images": len(pixels), "test/samples": shape[0]}
@@ -126,7 +128,7 @@ def likelihoods(model: VAE, pixels: Tensor, settings: Settings) -> tuple[Values,
         if pair is not None:
             values["iwae/exact_log_p"] = values["exact/log_p"][some]
     if len(few):
-        chains, at_once = settings["ais"]["chains"], max(1, settings["ais"]["rows"] // settings["ais"]["chains"])
+        at_once = max(1, settings["ais"]["rows"] // settings["ais"]["chains"])
         options = {key: settings["ais"][key] for key in ("chains", "distributions", "leapfrog", "start")}
         generator = generator_of(seed, device)
         parts = [
@@ -231,7 +233,7 @@ def chains(model: VAE, classifier: Classifier, settings: Settings) -> Figures:
         "chain/drift": looks[-1][1] if len(path) == steps + 1 else math.inf,
         "chain/drift_floor": model.latent_dim / n,
         "chain/autocorrelation_time": tau,
-        "chain/mixing_steps": (tau + 1) / 2,
+        "chain/mixing_steps": 1.0 if tau < 1 else (tau + 1) / 2,  # 1/(1 − ρ) of an AR(1)
         "chain/one_step_kl": kl,
         "chain/one_step_p": p,
         "chain/one_step_chains": 20 * n,
@@ -242,7 +244,7 @@ def chains(model: VAE, classifier: Classifier, settings: Settings) -> Figures:
     if linear_pair(model) is not None:
         figures |= linear_chain(model, 20 * n, generator)
     mixing = figures["chain/mixing_steps"]
-    figures["chain/memory_at_100"] = (1 - 1 / mixing) ** 100 if mixing >= 1 else math.nan
+    figures["chain/memory_at_100"] = (1 - 1 / mixing) ** 100
     return figures
 
 

@@ -8,13 +8,23 @@ Figures = dict[str, Any]
 
 
 def table(f: Figures) -> str:
-    """The figures, part by part; likelihoods in nats per image with their standard errors over images."""
+    """The figures, fresh or read back, part by part; likelihoods in nats per image with their standard errors."""
+    f = with_nan(f)
     parts = [likelihood_rows(f), collapse_rows(f)]
     parts += [chain_rows(f)] if "chain/finite" in f else []
     parts += [sample_rows(f)] if "samples/fid" in f else []
     parts += [against_rows(f)] if "against" in f else []
     head = f"{f['model']}: {f['latent_dim']} latents, sigma {f['sigma']:g}, test split of {f['data']}, seed {f['seed']}"
     return "\n".join(["", head, *(line for part in parts for line in ("", *part))])
+
+
+def with_nan(value: Any) -> Any:
+    """JSON's null stands for a number that is not finite."""
+    if isinstance(value, dict):
+        return {k: with_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [with_nan(v) for v in value]
+    return math.nan if value is None else value
 
 
 def row(name: str, f: Figures, key: str, note: str = "", digits: int = 2) -> str:
@@ -38,7 +48,7 @@ def likelihood_rows(f: Figures) -> Iterator[str]:
         loose = []
         for K in f["iwae/K"]:
             ess = f[f"iwae/K={K}_ess"]
-            if K > 1 and ess < min(10, K / 2):
+            if K > 1 and ess < min(50, K / 2):
                 loose.append(K)
             yield row(f"L_{K}", f, f"iwae/K={K}", f"effective sample size {ess:.1f}")
         if "iwae/exact_log_p" in f:
@@ -100,13 +110,15 @@ def chain_rows(f: Figures) -> Iterator[str]:
     if not math.isfinite(mixing):
         yield f"mixing: not seen within {f['chain/steps']} steps; 100 steps are not near the limit"
         return
-    near = "near" if f["chain/memory_at_100"] < 0.05 else "NOT near"
-    yield f"mixing time {mixing:.0f} steps: 100 steps are {near} the limit, {f['chain/memory_at_100']:.0%} of the start is left"
+    left = f["chain/memory_at_100"]
+    near = "near" if left < 0.05 else "NOT near"
+    yield f"mixing time {mixing:.0f} steps: 100 steps are {near} the limit, {left:.0%} of the start is left"
 
 
 def sample_rows(f: Figures) -> Iterator[str]:
     kinds = {"mean": "f(z)", "clipped": "f(z) clipped to [0, 1]", "noisy": "f(z) with noise of sigma"}
-    yield f"samples: {f['samples/n']:,} of {kinds[f['samples/kind']]} against as many test images; floor: train against test"
+    kind = kinds[f["samples/kind"]]
+    yield f"samples: {f['samples/n']:,} of {kind} against as many test images; floor: train against test"
     yield f"(features of a classifier with {f['classifier/test_accuracy']:.2%} on test, k = {f['samples/k']})"
     yield f"{'':<34}{'samples':>20}{'floor':>20}"
     names = {

@@ -40,7 +40,9 @@ def frechet_error(real: Tensor, fake: Tensor, generator: torch.Generator, draws:
     return torch.tensor(values).std().item()
 
 
-def kernel_distance(real: Tensor, fake: Tensor, subsets: int = 50, size: int = 1000, seed: int = 0) -> tuple[float, float]:
+def kernel_distance(
+    real: Tensor, fake: Tensor, subsets: int = 50, size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """KID: squared MMD with the cubic kernel, without bias (Bińkowski et al. 2018), and its standard error.
 
     The mean over random subsets of `size` (half the samples at most); they overlap, so the error is their spread

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import pydoc
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -158,10 +159,12 @@ def refuse_foreign_classes(node: Any, allowed: tuple[str, ...], kind: type = nn.
         if not str(target).startswith(allowed):
             raise UserError(f"_target_: {target} is refused: a run folder may name classes of {', '.join(allowed)}")
         try:
-            known = issubclass(get_class(target), kind)
-        except Exception as error:
-            raise UserError(f"_target_: {target} is not there any more") from error
-        if not known:
+            found = pydoc.locate(str(target))
+        except pydoc.ErrorDuringImport:
+            found = None
+        if found is None:
+            raise UserError(f"_target_: {target} is not there any more")
+        if not (isinstance(found, type) and issubclass(found, kind)):
             raise UserError(f"_target_: {target} is refused: it is no {kind.__name__}")
     for child in node.values():
         refuse_foreign_classes(child, allowed, kind)
