@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from test_likelihood import at_optimum
 
 from vae.data import as_images
-from vae.errors import UserError
+from vae.errors import MachineError, UserError
 from vae.evaluate import evaluate
 from vae.evaluation_table import table
 from vae.runs import BEST, load_data, load_run
@@ -198,10 +198,13 @@ def test_all_wrong_settings_are_told_at_once_by_their_override(tmp_path):
         assert sum(problem.startswith(f"{key}=") for problem in problems) == 1
     assert any("did you mean clipped?" in problem for problem in problems)
     assert any(problem.startswith("run: ") and "is no run folder" in problem for problem in problems)
+    assert refused(f"run={tmp_path}", "samples.n=5")[1].startswith("samples.n=5 must be more than samples.k=5")
     assert refused() == ["run=None must be a run folder, such as outputs/2030-01-31/12-00-00-deep"]
 
 
-@pytest.mark.parametrize("damage", ["missing", "half-written", "code", "gone", "foreign", "other weights", "evil data"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "half-written", "code", "gone", "foreign", "other weights", "evil data", "nan"]
+)
 def test_a_run_that_cannot_be_read_is_one_line_and_loses_nothing(runs, tmp_path, damage):
     run = copy_of(runs["baseline"], tmp_path / "run")
     checkpoint, config = run / BEST, run / ".hydra" / "config.yaml"
@@ -224,6 +227,11 @@ def test_a_run_that_cannot_be_read_is_one_line_and_loses_nothing(runs, tmp_path,
     elif damage == "other weights":
         config.write_text(config.read_text().replace("latent_dim: 4", "latent_dim: 5"))
         expected = "do not fit"
+    elif damage == "nan":
+        content = torch.load(checkpoint, weights_only=True)
+        content["state_dict"]["model.decoder.layers.0.bias"][7] = torch.nan
+        torch.save(content, checkpoint)
+        expected = "not finite: its training diverged"
     else:
         config.write_text(config.read_text().replace("vae.data.ImageDataModule", "vae.runs.write_json"))
         expected = "vae.runs.write_json is refused"
@@ -253,6 +261,19 @@ def test_a_failure_on_the_way_overwrites_nothing(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("vae.evaluation.samples", broken)
     with pytest.raises(MemoryError):
         evaluate(settings("evaluate", f"run={run}", *SMALL, f"classifier.folder={tmp_path}"))
+    assert (run / "evaluation.json").read_text() == '{"kept": 1}'
+
+
+def test_a_full_disk_is_told_after_the_figures(runs, tmp_path, monkeypatch, capsys):
+    run = copy_of(runs["baseline"], tmp_path / "run")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(MachineError, match=r"evaluation.json cannot be written \(No space left on device\)"):
+        evaluate(settings("evaluate", f"run={run}", "iwae.images=0", "chain.chains=0", "samples.n=0"))
+    assert "ELBO" in capsys.readouterr().out
     assert (run / "evaluation.json").read_text() == '{"kept": 1}'
 
 

@@ -7,6 +7,7 @@ network. On MNIST it reaches 99 % of the test images in under a minute of one CP
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,9 @@ def cached_classifier(
         return classifier.eval().requires_grad_(False)
     except Exception:  # not there, half-written or of another version: nothing is lost by training it again
         classifier = train_classifier(images, labels, epochs, seed, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    torch.save(classifier.state_dict(), partial)
-    os.replace(partial, path)
+    with suppress(OSError, RuntimeError):  # a folder that cannot be written costs the next evaluation a minute, not this one
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        torch.save(classifier.state_dict(), partial)
+        os.replace(partial, path)
     return classifier

@@ -6,7 +6,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from vae.errors import told_in_one_line
+from vae.errors import MachineError, told_in_one_line
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
@@ -21,13 +21,17 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     Raises UserError with every problem of the settings and the run folder at once, MachineError where the data
     cannot be had.
     """
-    from vae import evaluation, runs  # heavy imports wait until a run starts, so that --help answers at once
+    from vae import (
+        evaluation,
+        evaluation_chain,
+        runs,
+    )  # heavy imports wait until a run starts, so that --help answers at once
     from vae.evaluation_table import table
 
     started = time.perf_counter()
     settings, run, other, data = evaluation.opened(config)
     model, pixels = run.model, data.split_pixels("test")
-    figures: dict[str, Any] = {"run": str(run.folder), "model": model.name, "data": data.source.folder}
+    figures: dict[str, Any] = {"run": str(run.folder), "model": model.name, "data": run.config.data.get("name")}
     figures |= {"latent_dim": model.latent_dim, "sigma": model.sigma, "seed": settings["seed"]}
 
     # 1. How likely are the test images? One value an image, so that two runs compare image by image.
@@ -46,13 +50,18 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         classifier, found = evaluation.classifier_of(data, settings, model.device)
         figures |= found
         if settings["chain"]["chains"]:
-            figures |= evaluation.chains(model, classifier, settings)
+            figures |= evaluation_chain.chains(model, classifier, settings)
         if settings["samples"]["n"]:
             figures |= evaluation.samples(model, classifier, data, settings)
 
     figures["time/seconds"] = time.perf_counter() - started
-    runs.write_json(run.folder / "evaluation.json", figures)
-    print(table(figures), f"written to {run.folder / 'evaluation.json'}", sep="\n")
+    print(table(figures))
+    path = run.folder / "evaluation.json"
+    try:
+        runs.write_json(path, figures)
+    except OSError as error:
+        raise MachineError(f"{path} cannot be written ({error.strerror}); the figures are those above") from error
+    print(f"written to {path}")
     return figures
 
 
