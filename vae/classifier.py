@@ -98,7 +98,7 @@ def cached_classifier(
         return classifier.eval().requires_grad_(False)
     except Exception:  # not there, half-written or of another version: nothing is lost by training it again
         classifier = train_classifier(images, labels, epochs, seed, progress)
-    with suppress(OSError, RuntimeError):  # a folder that cannot be written costs the next evaluation a minute, not this one
+    with suppress(OSError, RuntimeError):  # not kept, the next evaluation trains it again
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         torch.save(classifier.state_dict(), partial)

@@ -19,13 +19,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     """Figures of a run, written to its `evaluation.json` once all of them are there, and shown as a table.
 
     Raises UserError with every problem of the settings and the run folder at once, MachineError where the data
-    cannot be had.
+    cannot be had or the file not be written.
     """
-    from vae import (
-        evaluation,
-        evaluation_chain,
-        runs,
-    )  # heavy imports wait until a run starts, so that --help answers at once
+    # Heavy imports wait until a run starts, so that --help answers at once.
+    from vae import evaluation, evaluation_chain, runs
     from vae.evaluation_table import table
 
     started = time.perf_counter()
