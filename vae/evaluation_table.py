@@ -48,7 +48,7 @@ def likelihood_rows(f: Figures) -> Iterator[str]:
         loose = []
         for K in f["iwae/K"]:
             ess = f[f"iwae/K={K}_ess"]
-            if K > 1 and ess < min(50, K / 2):
+            if K > 1 and ess < min(50, K / 4):
                 loose.append(K)
             yield row(f"L_{K}", f, f"iwae/K={K}", f"effective sample size {ess:.1f}")
         if "iwae/exact_log_p" in f:
