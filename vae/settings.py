@@ -104,7 +104,7 @@ EVALUATE_RULES: dict[str, Rule] = {
     "allow": (lambda v: isinstance(v, list) and all(map(text, v)), "a list of modules such as [mine.networks]"),
     "data.root": (lambda v: v is None or text(v), "a folder, or null for the one that the run has"),
     "batch_size": integer(1, 60_000),
-    "elbo.samples": integer(1, 10_000),
+    "elbo.samples": integer(1, 1000),
     "iwae.images": integer(0, 10**6),
     "iwae.K": (sample_sizes, "a rising list of numbers of samples such as [1,10,100]"),
     "iwae.rows": integer(1, 10**6),
