@@ -31,7 +31,8 @@ def chains(model: VAE, classifier: Classifier, settings: Settings) -> Figures:
             shares = torch.bincount(classifier(frame).argmax(1), minlength=10) / n
             looks.append((t, chain.drift(z), shares.tolist()))
     visited = torch.stack(classes)  # [≤ 101, followed]
-    gain = chain.local_gain(model, torch.cat(states))
+    at_once = max(1, 4096 // model.latent_dim)  # states whose Jacobians are in memory together
+    gain = torch.cat([chain.local_gain(model, part) for part in torch.cat(states).split(at_once)])
     tau = chain.autocorrelation_time(torch.stack(path)).max().item() if len(path) > 100 else math.nan
     kl, p = chain.one_step_test(model, 20 * n, generator)
     figures: Figures = {
