@@ -181,6 +181,7 @@ def test_a_chain_that_explodes_is_told(runs, tmp_path):
     written = json.loads((run / "evaluation.json").read_text())
     assert written["chain/drift"] is None
     assert "NOT finite" in table(f)
+    assert "a chain that runs away has no limit" in table(f)
     assert table(written) == table(f).replace("inf", "nan")
 
 

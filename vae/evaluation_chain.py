@@ -23,7 +23,7 @@ def chains(model: VAE, classifier: Classifier, settings: Settings) -> Figures:
     for t, (z, frame) in enumerate(bar("chain")(chain.run_chain(model, start, steps, generator))):
         if not (torch.isfinite(z).all() and torch.isfinite(frame).all()):
             break
-        path.append(z[:kept].cpu())
+        path.append(z[:kept].cpu().clone())
         if t <= 100:
             classes.append(classifier(frame[:followed]).argmax(1))
         if t in (*LOOK, steps):

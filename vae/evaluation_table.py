@@ -106,6 +106,9 @@ def chain_rows(f: Figures) -> Iterator[str]:
         yield f"{f'  share of class {digit}':<34}" + "".join(f"{share:>8.2f}" for share in shares)
     yield row("class changes per step", f, "chain/class_changes", digits=3)
     yield row("classes a chain visits in 100 steps", f, "chain/classes_visited", digits=1)
+    if not f["chain/finite"]:
+        yield "a chain that runs away has no limit"
+        return
     mixing = f["chain/mixing_steps"]
     if not math.isfinite(mixing):
         yield f"mixing: not seen within {f['chain/steps']} steps; 100 steps are not near the limit"
