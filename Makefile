@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab train sweep tensorboard bench test torture check
+.PHONY: help install lab compare evaluate train sweep tensorboard bench test torture check
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -14,14 +14,21 @@ install: $(VENV)/installed ## the virtual environment with the tested versions
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,joblib,submitit]'
 	@touch $@
 
-lab: $(VENV)/installed ## the main job: train the baseline and the deep pair on MNIST
+lab: $(VENV)/installed ## the main job: train the baseline and the deep pair on MNIST, compare them on a page
 	@stamp=$$(date +%Y-%m-%d/%H-%M-%S) && \
 	$(RUN) -m vae.train model=baseline hydra.run.dir=outputs/$$stamp-baseline $(ARGS) && \
 	$(RUN) -m vae.train model=deep hydra.run.dir=outputs/$$stamp-deep $(ARGS) && \
-	echo "Both runs are in outputs/$$stamp-{baseline,deep}; 'make tensorboard' shows them side by side."
+	$(RUN) -m vae.compare "runs=[outputs/$$stamp-baseline,outputs/$$stamp-deep]" out=outputs/$$stamp-compare && \
+	echo "'make tensorboard' shows both runs on the dashboard."
+
+compare: $(VENV)/installed ## runs on one page: make compare ARGS="runs=[<run folder>,<run folder>]"
+	$(RUN) -m vae.compare $(ARGS)
+
+evaluate: $(VENV)/installed ## full-strength figures of a run: make evaluate ARGS="run=<run folder>"
+	$(RUN) -m vae.evaluate $(ARGS)
 
 train: $(VENV)/installed ## one run: make train ARGS="model=deep model.latent_dim=8"
 	$(RUN) -m vae.train $(ARGS)

@@ -5,6 +5,7 @@ AR(1) process with the matrix V W; at the pPCA optimum its limit is the prior, r
 steps (82 on MNIST at sigma 0.25), so 100 steps are not the limit where sigma is small.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vae.elbo import draw
-from vae.networks import VAE, linear_pair
+from vae.networks import VAE, LinearPair, linear_pair
 
 
 @torch.no_grad()
@@ -93,3 +94,111 @@ def follow(model: VAE, start: Tensor, steps: int, generator: torch.Generator | N
         if finite_steps == t and torch.isfinite(z).all():
             last, finite_steps = z, t + 1
     return Course(frames, drifts, finite_steps, spectral_radius(model, last[:16]))
+
+
+class Gaussian(NamedTuple):
+    """A normal law over latents, float64 on the CPU."""
+
+    mean: Tensor  # [m]
+    covariance: Tensor  # [m, m]
+
+    def kl_to_prior(self) -> float:
+        """KL(this ‖ N(0, I)) in nats."""
+        excess = self.mean.square().sum() + self.covariance.trace() - len(self.mean)
+        return 0.5 * (excess - torch.logdet(self.covariance)).item()
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
+        return self.mean + noise @ torch.linalg.cholesky(self.covariance).T
+
+
+def lyapunov(A: Tensor, Q: Tensor) -> Tensor:
+    """The Σ with Σ = A Σ Aᵀ + Q, [m, m], where ρ(A) < 1: the sum of A^k Q (A^k)ᵀ, its terms doubled every round."""
+    covariance = Q
+    while A.norm() > 1e-10:
+        covariance = covariance + A @ covariance @ A.T
+        A = A @ A
+    return covariance
+
+
+def stationary_law(model: VAE, pair: LinearPair) -> Gaussian | None:
+    """Mean and covariance of the limit of a linear pair's chain; None where there is no limit.
+
+    z_{t+1} = A z_t + a + noise with A = V W, a = V b + c and noise covariance sigma² V Vᵀ + E diag(sd(x)²), so the
+    mean is (I − A)⁻¹ a and the covariance solves the discrete Lyapunov equation; both need ρ(A) < 1. Where sd
+    depends on x its mean square is that of a Gaussian x of the law itself, found by fixed-point iteration; this is
+    exact for a constant sd and close otherwise.
+    """
+    V, c, S, t, W, b = pair
+    s2, A = model.sigma**2, V @ W
+    if not torch.isfinite(A).all() or torch.linalg.eigvals(A).abs().max() >= 1:
+        return None
+    mean = torch.linalg.solve(torch.eye(len(A), dtype=A.dtype) - A, V @ b + c)
+    log_sd = S @ (W @ mean + b) + t  # mean of the unbounded log sd, [m]
+    grid = torch.linspace(-8, 8, 321, dtype=A.dtype)[:, None]
+    density = (-0.5 * grid.square()).exp()
+    density /= density.sum()
+
+    def next_covariance(covariance: Tensor) -> Tensor:
+        deviation = (((S @ W) @ covariance * (S @ W)).sum(1) + s2 * S.square().sum(1)).sqrt()  # of log sd, [m]
+        bounded = model.encoder.bounded(log_sd + deviation * grid)  # type: ignore[operator]
+        return lyapunov(A, s2 * V @ V.T + torch.diag((density * (2 * bounded).exp()).sum(0)))
+
+    covariance = torch.eye(len(A), dtype=A.dtype)
+    for _ in range(1000):
+        covariance, before = next_covariance(covariance), covariance
+        if not torch.isfinite(covariance).all():
+            return None
+        if (covariance - before).norm() < 1e-9 * covariance.norm():
+            return Gaussian(mean, covariance)
+    return None
+
+
+def gaussian_test(z: Tensor, law: Gaussian | None = None) -> tuple[float, float]:
+    """Do the latents z [n, m] have this mean and covariance (without a law: 0 and I)? (KL in nats, p-value).
+
+    KL(N(mean z, cov z) ‖ law), and the likelihood-ratio test of it: 2 n KL is χ² with m(m+3)/2 degrees of freedom,
+    after Bartlett's correction (Anderson 2003, section 10.9). Sees the first two moments only. NaN p for n ≤ m.
+    """
+    n, m = z.shape
+    z = z.detach().cpu().double()
+    if not torch.isfinite(z).all():
+        return math.inf, 0.0
+    if n <= m + 1:
+        return math.nan, math.nan
+    if law is not None:
+        cholesky = torch.linalg.cholesky(law.covariance)
+        z = torch.linalg.solve_triangular(cholesky, (z - law.mean).T, upper=False).T
+    kl = Gaussian(z.mean(0), torch.cov(z.T, correction=0).view(m, m)).kl_to_prior()
+    correction = 1 - (2 * m**2 + 9 * m + 11) / (6 * n * (m + 3))
+    half_dof, half_statistic = m * (m + 3) / 4, max(0.0, n * kl * correction)
+    p = torch.special.gammaincc(*(torch.tensor(v, dtype=torch.float64) for v in (half_dof, half_statistic)))
+    return kl, p.item()
+
+
+def one_step_test(model: VAE, n: int, generator: torch.Generator | None = None) -> tuple[float, float]:
+    """Is the prior stationary? (KL in nats, p-value) of z_1 against N(0, I), after one cycle of n chains from it."""
+    z = torch.randn(n, model.latent_dim, generator=generator, device=model.device)
+    parts = [list(run_chain(model, part, 1, generator))[1][0] for part in z.split(1000)]
+    return gaussian_test(torch.cat(parts))
+
+
+def autocorrelation_time(z: Tensor) -> Tensor:
+    """Integrated autocorrelation time of each latent in steps, [m], from states z [T, n, m] of n chains.
+
+    τ = 1 + 2 Σ_k ρ_k, cut off at the first lag ≥ 5 τ (Sokal 1997); (1+ρ)/(1−ρ) for an AR(1) with coefficient ρ,
+    1 for independent states. inf where T/2 steps are too few to see the end of it, NaN where z is not finite.
+    """
+    T = len(z)
+    lag = torch.arange(T // 2)
+    times = []
+    for latent in z.unbind(2):  # one at a time: bounded memory
+        centred = latent.cpu().double()
+        centred = centred - centred.mean()
+        power = torch.fft.rfft(centred, n=2 * T, dim=0).abs().square()
+        covariance = torch.fft.irfft(power, n=2 * T, dim=0)[: T // 2].mean(1) / (T - lag)
+        tau = 2 * (covariance / covariance[0]).cumsum(0) - 1
+        ends = (lag >= 5 * tau).nonzero()
+        unseen = math.nan if not torch.isfinite(tau).all() else math.inf
+        times.append(tau[ends[0, 0]].item() if len(ends) else unseen)
+    return torch.tensor(times)

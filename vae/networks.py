@@ -56,11 +56,15 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_sd = self.layers(x.flatten(1)).chunk(2, dim=-1)
-        if self.log_sd_range is not None:
-            low, high = self.log_sd_range
-            log_sd = high - F.softplus(high - log_sd)
-            log_sd = low + F.softplus(log_sd - low)
-        return mean, log_sd
+        return mean, self.bounded(log_sd)
+
+    def bounded(self, log_sd: Tensor) -> Tensor:
+        """log sd within `log_sd_range`, softly."""
+        if self.log_sd_range is None:
+            return log_sd
+        low, high = self.log_sd_range
+        log_sd = high - F.softplus(high - log_sd)
+        return low + F.softplus(log_sd - low)
 
 
 class Decoder(nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import pydoc
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -107,11 +109,30 @@ def discard_empty_run(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def refuse_foreign_classes(node: Any, allowed: tuple[str, ...]) -> None:
-    """Raise UserError where a `_target_` in the settings is no network of the allowed modules."""
+def load_data(config: DictConfig, root: str | None = None, allow: tuple[str, ...] = ()) -> Any:
+    """The data module that a run was trained with, ready for testing; from the folder `root` where one is given.
+
+    Raises UserError for settings that name anything but a data module of this project or of `allow`, MachineError
+    where the files cannot be had.
+    """
+    settings = config.get("data")
+    if not isinstance(settings, DictConfig):
+        raise UserError("its settings name no data")
+    refuse_foreign_classes(settings, ("vae.", *allow), L.LightningDataModule)
+    try:
+        data = instantiate(settings, _convert_="all", **({} if root is None else {"root": root}))
+    except Exception as error:
+        raise UserError(f"its data settings cannot be used ({str(error).splitlines()[0]})") from error
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+def refuse_foreign_classes(node: Any, allowed: tuple[str, ...], kind: type = nn.Module) -> None:
+    """Raise UserError where a `_target_` in the settings is no network (or other kind) of the allowed modules."""
     if OmegaConf.is_list(node):
         for child in node:
-            refuse_foreign_classes(child, allowed)
+            refuse_foreign_classes(child, allowed, kind)
     if not isinstance(node, DictConfig):
         return
     target = node.get("_target_")
@@ -119,13 +140,15 @@ def refuse_foreign_classes(node: Any, allowed: tuple[str, ...]) -> None:
         if not str(target).startswith(allowed):
             raise UserError(f"_target_: {target} is refused: a run folder may name classes of {', '.join(allowed)}")
         try:
-            known = issubclass(get_class(target), nn.Module)
-        except Exception as error:
-            raise UserError(f"_target_: {target} is not there any more") from error
-        if not known:
-            raise UserError(f"_target_: {target} is refused: it is not a network")
+            found = pydoc.locate(str(target))
+        except pydoc.ErrorDuringImport:
+            found = None
+        if found is None:
+            raise UserError(f"_target_: {target} is not there any more")
+        if not (isinstance(found, type) and issubclass(found, kind)):
+            raise UserError(f"_target_: {target} is refused: it is no {kind.__name__}")
     for child in node.values():
-        refuse_foreign_classes(child, allowed)
+        refuse_foreign_classes(child, allowed, kind)
 
 
 def environment(seed: int, device: torch.device) -> dict[str, Any]:

@@ -54,6 +54,11 @@ def betas(v: Any) -> bool:
     return isinstance(v, list) and len(v) == 2 and all(v_i == 0 or number(0, 1, "")[0](v_i) for v_i in v)
 
 
+def sample_sizes(v: Any) -> bool:
+    whole = isinstance(v, list) and v != [] and all(integer(1, 10**6)[0](K) for K in v)
+    return whole and v == sorted(set(v))
+
+
 def text(v: Any) -> bool:
     return isinstance(v, str) and v != "" and "\0" not in v
 
@@ -109,6 +114,33 @@ RULES: dict[str, Rule] = {
     "logger.version": (text, "text"),
     "logger.default_hp_metric": one_of(False),
 }
+# The settings of evaluate, all of them.
+EVALUATE_RULES: dict[str, Rule] = {
+    "run": (text, "a run folder, such as outputs/2030-01-31/12-00-00-deep"),
+    "against": (lambda v: v is None or text(v), "a second run folder, or null"),
+    "seed": integer(0, 2**32 - 1),
+    "accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
+    "allow": (lambda v: isinstance(v, list) and all(map(text, v)), "a list of modules such as [mine.networks]"),
+    "data.root": (lambda v: v is None or text(v), "a folder, or null for the one that the run has"),
+    "batch_size": integer(1, 60_000),
+    "elbo.samples": integer(1, 1000),
+    "iwae.images": integer(0, 10**6),
+    "iwae.K": (sample_sizes, "a rising list of numbers of samples such as [1,10,100]"),
+    "iwae.rows": integer(1, 10**6),
+    "ais.images": integer(0, 10**6),
+    "ais.chains": integer(2, 10_000),
+    "ais.distributions": integer(1, 10**6),
+    "ais.leapfrog": integer(1, 1000),
+    "ais.start": one_of("prior", "posterior"),
+    "ais.rows": integer(1, 10**6),
+    "chain.chains": integer(0, 10**6),
+    "chain.steps": integer(100, 10**6),
+    "samples.n": integer(0, 10**6),
+    "samples.kind": one_of("mean", "clipped", "noisy"),
+    "samples.k": integer(1, 100),
+    "classifier.folder": (text, "a folder"),
+    "classifier.epochs": integer(1, 1000),
+}
 # Arguments that train() passes itself, beside the settings.
 GIVEN = {"trainer": {"callbacks", "logger", "plugins", "default_root_dir"}, "logger": {"save_dir"}, "data": {"seed"}}
 
@@ -135,7 +167,7 @@ class Builder:
         for key in self.config.keys() - known:
             near = difflib.get_close_matches(key, known, 1)
             self.problems.append(f"{key}: unknown" + (f"; did you mean {near[0]}?" if near else ""))
-        accelerator, available = self.config["trainer"]["accelerator"], accelerators()
+        accelerator, available = self.config.get("trainer", {}).get("accelerator"), accelerators()
         if accelerator in ("gpu", "cuda", "mps") and accelerator not in available:
             self.problems.append(f"trainer.accelerator={accelerator} is not here; here is: {', '.join(available)}")
 
@@ -179,9 +211,9 @@ def accelerators() -> list[str]:
     return ["auto", "cpu"] + ["gpu"] * (cuda or mps) + ["cuda"] * cuda + ["mps"] * mps
 
 
-def out_of_rule(key: str, value: Any) -> str | None:
+def out_of_rule(key: str, value: Any, rules: dict[str, Rule] = RULES) -> str | None:
     """The problem with a value, in one line, or None."""
-    rule = rule_of(key)
+    rule = rule_of(key, rules)
     if rule is None or rule[0](value):
         return None
     words = rule[1]
@@ -191,8 +223,8 @@ def out_of_rule(key: str, value: Any) -> str | None:
     return f"{key}={shown} must be {words}{hint}"
 
 
-def rule_of(key: str) -> Rule | None:
-    return next((rule for pattern, rule in RULES.items() if fnmatch.fnmatchcase(key, pattern)), None)
+def rule_of(key: str, rules: dict[str, Rule] = RULES) -> Rule | None:
+    return next((rule for pattern, rule in rules.items() if fnmatch.fnmatchcase(key, pattern)), None)
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

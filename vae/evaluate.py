@@ -1,0 +1,66 @@
+"""Judge a trained run: python -m vae.evaluate run=<run folder> [against=<run folder>] [any.key=value …]"""
+
+import time
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from vae.errors import MachineError, told_in_one_line
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+@told_in_one_line
+def main(config: DictConfig) -> None:
+    evaluate(config)
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """Figures of a run, written to its `evaluation.json` once all of them are there, and shown as a table.
+
+    Raises UserError with every problem of the settings and the run folder at once, MachineError where the data
+    cannot be had or the file not be written.
+    """
+    # Heavy imports wait until a run starts, so that --help answers at once.
+    from vae import evaluation, evaluation_chain, files
+    from vae.evaluation_table import table
+
+    started = time.perf_counter()
+    settings, run, other, data = evaluation.opened(config)
+    model, pixels = run.model, data.split_pixels("test")
+    figures: dict[str, Any] = {"run": str(run.folder), "model": model.name, "data": run.config.data.get("name")}
+    figures |= {"latent_dim": model.latent_dim, "sigma": model.sigma, "seed": settings["seed"]}
+
+    # 1. How likely are the test images? One value an image, so that two runs compare image by image.
+    values, found = evaluation.likelihoods(model, pixels, settings)
+    figures |= evaluation.means(values) | found
+    if other is not None:
+        figures["against"] = str(other.folder)
+        figures |= evaluation.paired(values, evaluation.likelihoods(other.model, pixels, settings)[0])
+    figures["time/likelihood_seconds"] = time.perf_counter() - started
+
+    # 2. Which latents carry something?
+    figures |= evaluation.collapse(model, data, settings)
+
+    # 3. Where does the chain go, and how good are prior samples? Both through a classifier's eyes.
+    if settings["chain"]["chains"] or settings["samples"]["n"]:
+        classifier, found = evaluation.classifier_of(data, settings, model.device)
+        figures |= found
+        if settings["chain"]["chains"]:
+            figures |= evaluation_chain.chains(model, classifier, settings)
+        if settings["samples"]["n"]:
+            figures |= evaluation.samples(model, classifier, data, settings)
+
+    figures["time/seconds"] = time.perf_counter() - started
+    print(table(figures))
+    path = run.folder / "evaluation.json"
+    try:
+        files.write_json(path, figures)
+    except OSError as error:
+        raise MachineError(f"{path} cannot be written ({error.strerror}); the figures are those above") from error
+    print(f"written to {path}")
+    return figures
+
+
+if __name__ == "__main__":
+    main()

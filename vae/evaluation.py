@@ -1,0 +1,242 @@
+"""The parts of an evaluation: each takes a trained pair and gives its figures, flat keys as in metrics.json.
+
+`<key>_se` is the standard error of `<key>`. Everything random comes from `seed`, part by part, so that one part
+gives the same figures whether the others run or not.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from vae import likelihood, metrics
+from vae.classifier import Classifier, accuracy, cached_classifier, in_batches
+from vae.collapse import usage
+from vae.data import ImageDataModule, as_images
+from vae.errors import UserError
+from vae.likelihood import Estimate
+from vae.module import COLLAPSED, INACTIVE
+from vae.networks import VAE, linear_pair
+from vae.ppca import PPCA, Spectrum
+from vae.runs import BEST, Run, load_data, load_run
+from vae.settings import EVALUATE_RULES, leaves, out_of_rule
+
+Settings = dict[str, Any]
+Figures = dict[str, Any]
+Values = dict[str, Tensor]  # one value an image, by key
+
+THRESHOLDS = (0.001, 0.01, 0.1, 0.5)
+
+
+def opened(config: DictConfig) -> tuple[Settings, Run, Run | None, ImageDataModule]:
+    """The settings, the run, the run to compare it with, and their data; UserError tells all problems at once."""
+    settings: Settings = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    problems = [p for key, value in leaves(settings) if (p := out_of_rule(key, value, EVALUATE_RULES))]
+    device, problem = choose_device(settings["accelerator"])
+    if problem is not None:
+        problems.append(problem)
+    runs: dict[str, Run | None] = {"run": None, "against": None}
+    allow = settings["allow"] if isinstance(settings["allow"], list) else []
+    for key in runs:
+        if isinstance(settings[key], str) and settings[key]:
+            try:
+                runs[key] = load_run(settings[key], device=device, allow=tuple(allow))
+            except UserError as error:
+                problems += [f"{key}: {line}" for line in error.problems]
+    run, other = runs["run"], runs["against"]
+    if run is not None and other is not None:
+        names = [one.config.get("data", {}).get("name") for one in (run, other)]
+        if names[0] != names[1]:
+            problems.append(
+                f"against={settings['against']} was trained on {names[1]}, run={settings['run']} on {names[0]}"
+            )
+    problems += [f"{key}: {problem}" for key, one in runs.items() if one and (problem := unfit(one, key == "run"))]
+    n, k = settings["samples"]["n"], settings["samples"]["k"]
+    if isinstance(n, int) and isinstance(k, int) and 0 < n <= max(k, 3):
+        problems.append(f"samples.n={n} must be more than samples.k={k} and than 3, or 0 to do without")
+    if problems or run is None:
+        raise UserError(*problems)
+    try:
+        data = load_data(run.config, settings["data"]["root"], tuple(allow))
+    except UserError as error:
+        raise UserError(*(f"run: {run.folder}: {line}" for line in error.problems)) from error
+    for one in (run, other):
+        if one is not None:
+            one.model.requires_grad_(False)
+    return settings, run, other, data
+
+
+def unfit(run: Run, written: bool) -> str | None:
+    """Why a run that could be read cannot be evaluated, or None; better said before the work than after it."""
+    if not all(torch.isfinite(weight).all() for weight in run.model.parameters()):
+        return f"{run.folder / BEST} holds weights that are not finite: its training diverged"
+    if written and not os.access(run.folder, os.W_OK):
+        return f"{run.folder} cannot be written, and evaluation.json goes there; copy the run elsewhere"
+    return None
+
+
+def choose_device(accelerator: Any) -> tuple[str, str | None]:
+    """The device of an accelerator's name, and what is wrong with it."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if accelerator == "auto":
+        return next(device for device, ready in there.items() if ready), None
+    device = {"gpu": "cuda"}.get(accelerator, accelerator)
+    if there.get(device, True):
+        return (device if device in there else "cpu"), None
+    return "cpu", f"accelerator={accelerator}: this machine has none; try accelerator=cpu"
+
+
+def bar(what: str) -> Callable[[Any], Any]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    return partial(tqdm, desc=what, leave=False, disable=None)
+
+
+def batches(pixels: Tensor, settings: Settings, device: torch.device) -> Any:
+    """Float images [≤ batch_size, 1, 28, 28] on the device."""
+    return (as_images(part.to(device)) for part in pixels.split(settings["batch_size"]))
+
+
+def generator_of(seed: int, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def likelihoods(model: VAE, pixels: Tensor, settings: Settings) -> tuple[Values, Figures]:
+    """ELBO, exact log p of a linear pair, L_K and AIS of test images: one value an image, and the effective sizes."""
+    device, seed, pair = model.device, settings["seed"], linear_pair(model)
+    values: Values = {}
+    shape = (settings["elbo"]["samples"], len(pixels), model.latent_dim)
+    # With one sample this is the noise of the training's own test.
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).split(settings["batch_size"], dim=1)
+    terms = [
+        likelihood.elbo_terms(model, x, part.to(device))
+        for x, part in zip(bar("ELBO")(batches(pixels, settings, device)), noise, strict=True)
+    ]
+    values["test/log_likelihood"] = torch.cat([t.log_likelihood for t in terms])
+    values["test/kl"] = torch.cat([t.kl for t in terms]).sum(1)
+    values["test/elbo"] = values["test/log_likelihood"] - values["test/kl"]
+    chosen = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+    some, few = chosen[: settings["iwae"]["images"]], chosen[: settings["ais"]["images"]]
+    if pair is not None:
+        exact = [likelihood.linear_log_likelihood(pair, model.sigma, x) for x in batches(pixels, settings, device)]
+        elbo = [likelihood.linear_elbo(model, pair, x) for x in batches(pixels, settings, device)]
+        values["exact/log_p"], values["exact/elbo"] = torch.cat(exact), torch.cat(elbo)
+        values["exact/gap"] = values["exact/log_p"] - values["exact/elbo"]
+
+    figures: Figures = {"test/images": len(pixels), "test/samples": shape[0]}
+    if len(some):
+        x = as_images(pixels[some].to(device))
+        Ks, rows = settings["iwae"]["K"], settings["iwae"]["rows"]
+        bounds = likelihood.iwae(model, x, Ks, generator_of(seed, device), rows, bar("importance-weighted bound"))
+        for K, bound in bounds.items():
+            values[f"iwae/K={K}"] = bound.bound
+            figures[f"iwae/K={K}_ess"] = bound.ess.mean().item()
+        figures |= {"iwae/images": len(some), "iwae/K": Ks}
+        if pair is not None:
+            values["iwae/exact_log_p"] = values["exact/log_p"][some]
+    if len(few):
+        at_once = max(1, settings["ais"]["rows"] // settings["ais"]["chains"])
+        options = {key: settings["ais"][key] for key in ("chains", "distributions", "leapfrog", "start")}
+        generator = generator_of(seed, device)
+        parts = [
+            likelihood.ais(model, x, generator=generator, progress=bar("AIS"), **options)
+            for x in as_images(pixels[few].to(device)).split(at_once)
+        ]
+        values["ais/log_p"] = torch.cat([part.log_p for part in parts])
+        figures["ais/mc_se"] = torch.cat([part.se for part in parts]).square().sum().sqrt().item() / len(few)
+        figures["ais/ess"] = torch.cat([part.ess for part in parts]).mean().item()
+        figures["ais/acceptance"] = sum(part.acceptance for part in parts) / len(parts)
+        figures |= {"ais/images": len(few)} | {f"ais/{key}": value for key, value in options.items()}
+        if pair is not None:
+            values["ais/exact_log_p"] = values["exact/log_p"][few]
+        if len(few) <= len(some):
+            best = settings["iwae"]["K"][-1]
+            values["ais/iwae"] = values[f"iwae/K={best}"][: len(few)]
+    return values, figures
+
+
+def means(values: Values) -> Figures:
+    """Mean and standard error of every value."""
+    estimates = {key: Estimate.of(value) for key, value in values.items()}
+    return {k: v for key, (mean, se) in estimates.items() for k, v in ((key, mean), (f"{key}_se", se))}
+
+
+def paired(values: Values, others: Values) -> Figures:
+    """`against/<key>`: this run less the other, image by image, for every value that both have."""
+    return means({f"against/{key}": values[key].cpu() - others[key].cpu() for key in values if key in others})
+
+
+def collapse(model: VAE, data: ImageDataModule, settings: Settings) -> Figures:
+    """What each latent carries over the test split; for a linear pair beside the closed form of the training split."""
+    found = usage(model, batches(data.split_pixels("test"), settings, model.device))
+    counts = found.counts(THRESHOLDS)
+    figures: Figures = {
+        "collapse/collapsed": int((found.kl < COLLAPSED).sum()),
+        "collapse/inactive": int((found.variance < INACTIVE).sum()),
+        "collapse/latents": model.latent_dim,
+        "collapse/thresholds": [t for t, _, _ in counts],
+        "collapse/collapsed_at": [collapsed for _, collapsed, _ in counts],
+        "collapse/inactive_at": [inactive for _, _, inactive in counts],
+        "collapse/kl": found.kl.tolist(),
+        "collapse/variance": found.variance.tolist(),
+        "collapse/aggregated_mean": found.aggregated.mean.tolist(),
+        "collapse/aggregated_covariance": found.aggregated.covariance.tolist(),
+        "collapse/aggregated_kl": found.aggregated.kl_to_prior(),
+    }
+    if linear_pair(model) is not None:
+        train = data.split_pixels("train")
+        oracle = PPCA(Spectrum.of(train), model.latent_dim, model.sigma)
+        figures |= {
+            "collapse/train_kl": usage(model, batches(train, settings, model.device)).kl.tolist(),
+            "collapse/predicted_kl": oracle.kl.tolist(),
+            "collapse/predicted_collapsed": oracle.collapsed,
+            "oracle/test_elbo": oracle.elbo(data.split_pixels("test")).mean().item(),
+        }
+    return figures
+
+
+def classifier_of(data: ImageDataModule, settings: Settings, device: torch.device) -> tuple[Classifier, Figures]:
+    """The classifier of this data set's training split, and how well it does on test."""
+    options = settings["classifier"]
+    train, labels = data.split_pixels("train").to(device), data.labels["train"][data.index["train"]]
+    folder = Path(options["folder"])
+    found = cached_classifier(folder, train, labels, options["epochs"], progress=bar("classifier"))
+    right = accuracy(found, data.split_pixels("test").to(device), data.labels["test"][data.index["test"]])
+    return found, {"classifier/test_accuracy": right}
+
+
+def samples(model: VAE, classifier: Classifier, data: ImageDataModule, settings: Settings) -> Figures:
+    """Prior samples against test images in the classifier's features, beside the floor: training images against test.
+
+    All three sets have the same size. `<key>_floor` is what a perfect model would score.
+    """
+    options, seed = settings["samples"], settings["seed"]
+    test, train = data.split_pixels("test"), data.split_pixels("train")
+    n = min(options["n"], len(test), len(train))
+    generator = generator_of(seed, model.device)
+    fake = torch.cat([model.sample(min(1000, n - i), generator) for i in range(0, n, 1000)])
+    if options["kind"] == "clipped":
+        fake = fake.clamp(0, 1)
+    elif options["kind"] == "noisy":
+        fake = fake + model.sigma * torch.randn(fake.shape, generator=generator, device=fake.device)
+    order = torch.Generator().manual_seed(seed)
+    chosen = [pixels[torch.randperm(len(pixels), generator=order)[:n]].to(model.device) for pixels in (test, train)]
+    real, floor, made = (in_batches(classifier.features, images).cpu() for images in (*chosen, fake))
+    figures: Figures = {"samples/n": n, "samples/kind": options["kind"], "samples/k": options["k"]}
+    figures["samples/expected_coverage"] = metrics.expected_coverage(n, n, options["k"])
+    for name, other in (("", made), ("_floor", floor)):
+        kid, kid_se = metrics.kernel_distance(real, other, seed=seed)
+        figures |= {
+            f"samples/fid{name}": metrics.frechet_distance(real, other),
+            f"samples/fid{name}_se": metrics.frechet_error(real, other, torch.Generator().manual_seed(seed)),
+            f"samples/kid{name}": kid,
+            f"samples/kid{name}_se": kid_se,
+        }
+        found = metrics.neighbours(real, other, options["k"])
+        figures |= means({f"samples/{key}{name}": value for key, value in found._asdict().items()})
+    return figures
