@@ -1,5 +1,9 @@
 """Shared by the tests: settings composed in process, the digits of the repository, one short real run."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -237,8 +237,8 @@ def test_a_run_that_cannot_be_read_is_one_line_and_loses_nothing(runs, tmp_path,
         torch.save(content, checkpoint)
         expected = "not finite: its training diverged"
     else:
-        config.write_text(config.read_text().replace("vae.data.ImageDataModule", "vae.runs.write_json"))
-        expected = "vae.runs.write_json is refused"
+        config.write_text(config.read_text().replace("vae.data.ImageDataModule", "vae.files.write_json"))
+        expected = "vae.files.write_json is refused"
     (problem,) = refused(f"run={run}")
     assert expected in problem
     assert problem.startswith("run: ")

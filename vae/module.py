@@ -116,10 +116,11 @@ class LitVAE(L.LightningModule):
 
         For a small pair that costs as much as the step itself; the steps and their order are the same.
         """
-        optimizer: Any = self.optimizers()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
         ranks = self.trainer.world_size
         # Elsewhere than on a CPU a look at the loss would hold up the device; ranks must not part ways.
         look = ranks == 1 and (self.device.type == "cpu" or self._skip_bad_steps)
+        objectives, log_likelihoods, kls = [], [], []
         for pixels in block[0].split(self.trainer.datamodule.batch_size):  # type: ignore[attr-defined]
             together = len(pixels)
             if ranks > 1:
@@ -139,13 +140,23 @@ class LitVAE(L.LightningModule):
                 self.skipped_steps += 1
                 continue
             optimizer.step()
-            with torch.no_grad():
-                self.images_seen += together
-                count = torch.full_like(objective, len(pixels))
-                sums = [objective * (together / ranks), log_likelihood.sum(), kl.sum()]
-                self._train_sums += torch.stack([count, *sums])
+            self._count_step()
+            self.images_seen += together
+            objectives.append(objective.detach() * (together / ranks))
+            log_likelihoods.append(log_likelihood.detach())
+            kls.append(kl.detach())
+        if objectives:
+            sums = [torch.stack(objectives).sum(), torch.cat(log_likelihoods).sum(), torch.cat(kls).sum()]
+            self._train_sums[0] += sum(map(len, kls))
+            self._train_sums[1:] += torch.stack(sums)
         if not look and not self._train_sums.isfinite().all():
             self._bad_step(*self._train_sums[2:])
+
+    def _count_step(self) -> None:
+        """What Lightning's wrapper of an optimiser does that is needed here: global_step counts optimiser steps."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
 
     def _bad_step(self, log_likelihood: Tensor, kl: Tensor) -> None:
         """Count a step that is to be skipped, or stop with the first quantity that is not finite."""

@@ -99,7 +99,8 @@ def titled(picture: np.ndarray, text: str, scale: int = 2) -> Image.Image:
 def gif(frames: list[Image.Image]) -> bytes:
     """An endless animation in 16 grey levels; each frame carries its step, so none are merged."""
     buffer = io.BytesIO()
-    pixels = np.stack([(np.asarray(frame) + 8.0) // 17 * 17 for frame in frames]).astype(np.uint8)
+    levels = (np.arange(256) + 8) // 17 * 17  # of each grey
+    pixels = np.stack([levels.astype(np.uint8)[np.asarray(frame)] for frame in frames])
     iio.imwrite(buffer, pixels, extension=".gif", plugin="pillow", duration=MILLISECONDS, loop=0)
     return buffer.getvalue()
 
@@ -107,7 +108,7 @@ def gif(frames: list[Image.Image]) -> bytes:
 def write_mp4(path: Path, frames: list[Image.Image]) -> None:
     pixels = np.stack([np.asarray(frame) for frame in frames])
     rate = 1000 / MILLISECONDS
-    preset = ["-preset", "veryfast"]
+    preset = ["-preset", "ultrafast"]
     iio.imwrite(
-        path, pixels, plugin="FFMPEG", fps=rate, codec="libx264", quality=7, macro_block_size=2, output_params=preset
+        path, pixels, plugin="FFMPEG", fps=rate, codec="libx264", quality=5, macro_block_size=2, output_params=preset
     )

@@ -34,7 +34,9 @@ class Picture(L.Callback):
         raise NotImplementedError
 
     def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        due = self.every_n_epochs > 0 and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs  # its pictures would be replaced at once by the final ones
+        due = self.every_n_epochs > 0 and epoch % self.every_n_epochs == 0 and not last
         if due and trainer.state.fn == "fit":
             self._make(trainer, task, "val")
 

@@ -38,12 +38,13 @@ class PosteriorCollapse(Picture):
         left, right = figure.subplots(1, 2)
         figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.84, wspace=0.22)
 
-        shown = np.maximum(kl, 1e-5)
-        bins = np.logspace(-5, np.log10(max(10.0, shown.max())), 37)
-        left.hist(shown[kl < COLLAPSED], bins, color=GREY, label=f"collapsed: {collapsed}")
-        left.hist(shown[kl >= COLLAPSED], bins, color=TRAIN, label=f"in use: {len(kl) - collapsed}")
-        left.axvline(COLLAPSED, color=VAL, linestyle="--", label=f"threshold {COLLAPSED:g} nats")
-        left.set_xscale("log")
+        powers = np.log10(np.maximum(kl, 1e-5))  # drawn as powers: a log axis with its minor ticks is slow
+        top = max(1, int(np.ceil(powers.max())))
+        bins = np.linspace(-5, top, 6 * (5 + top) + 1)
+        left.hist(powers[kl < COLLAPSED], bins, color=GREY, label=f"collapsed: {collapsed}")
+        left.hist(powers[kl >= COLLAPSED], bins, color=TRAIN, label=f"in use: {len(kl) - collapsed}")
+        left.axvline(np.log10(COLLAPSED), color=VAL, linestyle="--", label=f"threshold {COLLAPSED:g} nats")
+        left.set_xticks(range(-5, top + 1), [f"{10.0**power:g}" for power in range(-5, top + 1)])
         left.set_xlabel("mean KL of a latent, nats (log scale)")
         left.set_ylabel("latents")
 
