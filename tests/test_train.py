@@ -7,7 +7,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import pytest
 import torch
-from conftest import ShortRun, settings
+from conftest import ROOT, ShortRun, settings
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,6 +16,7 @@ from vae.data import ImageDataModule
 from vae.errors import UserError
 from vae.networks import VAE
 from vae.ppca import PPCA, Spectrum
+from vae.runs import saved_config
 from vae.train import resumed, train
 
 QUIET = [f"callbacks.{name}=null" for name in ("elbo_curves", "reconstructions", "prior_samples", "chain")]
@@ -226,3 +227,27 @@ def test_everything_runs_on_a_gpu(tmp_path: Path):
 def test_settings_survive_the_run_folder(short_run: ShortRun):
     saved = OmegaConf.load(short_run.folder / ".hydra" / "config.yaml")
     assert saved == short_run.config
+
+
+FIRST = ROOT / "tests" / "fixtures" / "first-release"  # one latent, one epoch, as the first release left it
+
+
+def test_a_run_of_the_first_release_loads_and_goes_on(tmp_path: Path, digits: ImageDataModule):
+    copy = Path(shutil.copytree(FIRST, tmp_path / "run"))
+    run = vae.load_run(copy)
+    noise = torch.randn(300, 1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        terms, _ = run.model.elbo_terms(digits.images("test", 300), noise)
+    assert terms.elbo.mean().item() == pytest.approx(run.metrics["test/elbo"], abs=1e-2)
+    config = saved_config(copy, ["trainer.max_epochs=2", f"resume={copy}"])
+    config.data.root = str(ROOT / "tests")
+    assert train(config, copy)["val/elbo"] >= run.metrics["val/elbo"]
+    assert torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+
+
+def test_a_checkpoint_of_an_unknown_format_is_refused(tmp_path: Path):
+    copy = Path(shutil.copytree(FIRST, tmp_path / "run"))
+    checkpoint = torch.load(copy / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.save({**checkpoint, "vae_format": 2}, copy / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match="has checkpoint format 2, this version reads 1"):
+        vae.load_run(copy)
