@@ -163,9 +163,19 @@ def finals(compared: Sequence[Compared], split: str) -> list[list[Cell]]:
 
 
 def evaluation_table(compared: Sequence[Compared]) -> dict[str, list[Cell]]:
-    """Rows of evaluation.json, a cell a run; a figure's standard error stands beside it."""
-    keys = list(dict.fromkeys(key for each in compared for key in each.evaluation))
-    rows = [key for key in keys if not (key.endswith("_se") and key.removesuffix("_se") in keys)]
+    """The single figures of evaluation.json, a cell a run; a figure's standard error stands beside it.
+
+    Its lists (KL per latent, covariances, classes over time) would widen the table past reading; like the
+    differences from one other run, which the page has for all, they are in comparison.json.
+    """
+    found = {key: value for each in compared for key, value in each.evaluation.items()}
+    rows = [
+        key
+        for key, value in found.items()
+        if not isinstance(value, list | dict)
+        and not key.startswith(("against", "time/"))
+        and not (key.endswith("_se") and key.removesuffix("_se") in found)
+    ]
     return {
         key: [plain(each.evaluation.get(key), each.evaluation.get(f"{key}_se")) for each in compared] for key in rows
     }
@@ -177,8 +187,8 @@ def plain(value: Any, se: Any = None) -> Cell:
         return Cell("–")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Cell(str(value), str(value))
-    text = f"{value:,.2f}" if abs(value) >= 10 and value != int(value) else f"{value:,.4g}"
-    return Cell(text + (f" ± {se:.2g}" if isinstance(se, int | float) else ""), value)
+    style = ",.0f" if value == int(value) else ",.2f" if abs(value) >= 10 else ",.4g"
+    return Cell(f"{value:{style}}" + (f" ± {se:.2g}" if isinstance(se, int | float) else ""), value)
 
 
 # --- charts ----------------------------------------------------------------------------------------------------
