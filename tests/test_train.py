@@ -179,6 +179,13 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
 
 
+def test_a_finished_run_keeps_its_times_when_it_is_tested_again(tmp_path: Path):
+    config = settings(*QUIET, "trainer.max_epochs=2")
+    first, again = (train(config, tmp_path) for _ in range(2))
+    assert again["time/fit_seconds"] >= 0.9 * first["time/fit_seconds"]
+    assert again["test/elbo"] == first["test/elbo"]
+
+
 def test_resume_works_in_the_folder_and_keeps_its_settings():
     assert resumed(["resume=a/b", "trainer.max_epochs=9"]) == [
         "resume=a/b",

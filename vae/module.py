@@ -100,7 +100,6 @@ class LitVAE(L.LightningModule):
         self._train_sums = torch.zeros(4, dtype=sum_dtype(self.device), device=self.device)
         if self._saved:
             self._train_sums += self._saved["train_sums"].to(self._train_sums)
-            self.images_seen, self.seconds, self.skipped_steps = self._saved["totals"]
             self._rng = self._saved["rng"]
         restore_rng(self._rng)
 
@@ -222,7 +221,9 @@ class LitVAE(L.LightningModule):
         checkpoint["totals"] = [self.images_seen, self.seconds, self.skipped_steps]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._saved = {key: checkpoint[key] for key in ("rng", "train_sums", "totals")}
+        if self.trainer.state.fn == "fit":  # a test loads the best checkpoint, and what came after it counts too
+            self._saved = {key: checkpoint[key] for key in ("rng", "train_sums")}
+            self.images_seen, self.seconds, self.skipped_steps = checkpoint["totals"]
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         pixels, index = batch
