@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_likelihood import at_optimum, linear_vae
+from test_estimators import at_optimum, linear_vae
 
 from vae.chain import (
     Gaussian,

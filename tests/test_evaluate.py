@@ -14,7 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from test_likelihood import at_optimum
+from test_estimators import at_optimum
 
 from vae.data import as_images
 from vae.errors import MachineError, UserError

@@ -22,11 +22,10 @@ def run_chain(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (z_t [n, m], f(z_t) [n, 1, 28, 28]) for t = 0 … steps, from the latents z."""
     for t in range(steps + 1):
-        frame = model.mean_image(z)
-        yield z, frame
+        output = model.output(z)
+        yield z, model.likelihood.mean(output)
         if t < steps:
-            noise = torch.randn(frame.shape, generator=generator, dtype=frame.dtype, device=frame.device)
-            z = draw(model.encode(frame + model.sigma * noise), generator)
+            z = draw(model.encode(model.likelihood.draw(output, generator)), generator)
 
 
 def drift(z: Tensor) -> float:
@@ -129,8 +128,8 @@ def stationary_law(model: VAE, pair: LinearPair) -> Gaussian | None:
     depends on x its mean square is that of a Gaussian x of the law itself, found by fixed-point iteration; this is
     exact for a constant sd and close otherwise.
     """
-    V, c, S, t, W, b = pair
-    s2, A = model.sigma**2, V @ W
+    V, c, S, t, W, b, sigma = pair
+    s2, A = sigma**2, V @ W
     if not torch.isfinite(A).all() or torch.linalg.eigvals(A).abs().max() >= 1:
         return None
     mean = torch.linalg.solve(torch.eye(len(A), dtype=A.dtype) - A, V @ b + c)

@@ -16,12 +16,12 @@ from vae.callbacks.chain_video import CHAINS
 from vae.callbacks.posterior_collapse import PosteriorCollapse
 from vae.callbacks.prior_samples import prior_codes
 from vae.chain import Course, follow
-from vae.data import SPLITS, ImageDataModule, as_images
+from vae.data import SPLITS, ImageDataModule
 from vae.elbo import kl_to_prior, noise_per_image
 from vae.errors import UserError
 from vae.module import COLLAPSED, SplitSums
 from vae.networks import count_parameters, linear_pair
-from vae.ppca import PPCA, Spectrum
+from vae.ppca import PPCA
 from vae.runs import LAST, Run, load_run, read_checkpoint
 from vae.settings import leaves
 
@@ -42,7 +42,7 @@ class Compared:
     figures: dict[str, float]  # flat keys as in metrics.json, nats per image
     per_image: dict[str, Tensor]  # "<split>/<term>" [N], float64, with the same noise per image for all runs
     kl: Tensor  # [m], mean over the first 256 test images, the lab's batch
-    oracle: PPCA  # the best linear pair with this latent_dim and sigma
+    oracle: PPCA | None  # the best linear pair with this latent_dim and likelihood, where it is known
     linear: bool
     history: list[dict[str, float]]  # an epoch a row; empty where the run kept none
     evaluation: dict[str, Any]  # evaluation.json; empty where there is none
@@ -56,8 +56,8 @@ class Compared:
         return self.run.model.latent_dim
 
     @property
-    def sigma(self) -> float:
-        return self.run.model.sigma
+    def likelihood(self) -> str:
+        return self.run.model.likelihood.label
 
     @property
     def in_use(self) -> int:
@@ -134,9 +134,10 @@ def described_data(run: Run) -> dict[str, Any]:
     """What must be alike between runs: the data set, its split, the image size that the decoder makes."""
     node = OmegaConf.to_container(run.config.data, resolve=True)
     assert isinstance(node, dict)
-    described = {f"data.{key!s}": value for key, value in node.items() if key not in PACE}
+    described = {"data.pixels": "grey"} | {f"data.{key!s}": value for key, value in node.items() if key not in PACE}
     shape = run.model.mean_image(torch.zeros(1, run.model.latent_dim)).shape[1:]
-    return described | {"image size": "×".join(map(str, shape))}
+    kind = "a density" if run.model.likelihood.density else "a probability"
+    return described | {"image size": "×".join(map(str, shape)), "the likelihood": kind}
 
 
 def names(runs: Sequence[Run]) -> list[str]:
@@ -173,11 +174,10 @@ def names(runs: Sequence[Run]) -> list[str]:
 @torch.no_grad()
 def compare_runs(runs: Sequence[Run], data: ImageDataModule) -> list[Compared]:
     """All figures and pictures of the runs on the images of `data`."""
-    spectrum = Spectrum.of(data.split_pixels("train"))
-    return [compare_run(run, name, data, spectrum) for run, name in zip(runs, names(runs), strict=True)]
+    return [compare_run(run, name, data) for run, name in zip(runs, names(runs), strict=True)]
 
 
-def compare_run(run: Run, name: str, data: ImageDataModule, spectrum: Spectrum) -> Compared:
+def compare_run(run: Run, name: str, data: ImageDataModule) -> Compared:
     model, notes = run.model, []
     recomputed, per_image = elbo_figures(run, data)
     figures: dict[str, float] = {
@@ -195,9 +195,10 @@ def compare_run(run: Run, name: str, data: ImageDataModule, spectrum: Spectrum) 
                 notes.append(f"metrics.json has {key} {kept:.2f}, its kept checkpoint gives {recomputed[key]:.2f} here")
     figures |= {f"{key}_se": standard_error(values) for key, values in per_image.items()}
 
-    oracle = PPCA(spectrum, model.latent_dim, model.sigma)
-    figures["oracle/train_elbo"] = oracle.train_elbo
-    figures |= {f"oracle/{s}_elbo": oracle.elbo(data.split_pixels(s)).mean().item() for s in ("val", "test")}
+    oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim)
+    if oracle is not None:
+        figures["oracle/train_elbo"] = oracle.train_elbo
+        figures |= {f"oracle/{s}_elbo": oracle.elbo(data.images(s)).mean().item() for s in ("val", "test")}
     kl = kl_to_prior(model.encode(data.images("test", PosteriorCollapse.batch))).mean(0)
     figures["batch/collapsed"] = float((kl < COLLAPSED).sum())
 
@@ -230,7 +231,8 @@ def elbo_figures(run: Run, data: ImageDataModule) -> tuple[dict[str, float], dic
         noise = noise_per_image(len(data.pixels[split]), run.model.latent_dim)
         sums, parts = SplitSums(run.model.latent_dim, torch.device("cpu")), []
         for pixels, index in data.loader(split):
-            terms, posterior = run.model.elbo_terms(as_images(pixels), noise[index])
+            images = data.fixed_images(split, pixels, index)
+            terms, posterior = run.model.elbo_terms(images, noise[index])
             sums.add(terms, posterior.loc)
             parts.append(torch.stack([terms.elbo, terms.log_likelihood, terms.kl.sum(-1)]).double())
         figures |= {f"{split}/{key}": value for key, value in sums.figures(lambda total: total).items()}
@@ -283,7 +285,7 @@ def as_json(compared: Sequence[Compared], words: dict[str, list[str]], limits: l
                     key: dict(zip(("mean", "se"), paired(first, each, key), strict=True)) for key in each.per_image
                 },
                 "kl_per_latent": each.kl.tolist(),
-                "closed_form_kl_per_latent": each.oracle.kl.tolist() if each.linear else None,
+                "closed_form_kl_per_latent": each.oracle.kl.tolist() if each.linear and each.oracle else None,
                 "chain_drift": each.course.drifts,
                 "curves": each.history,
                 "evaluation": each.evaluation,

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vae.ppca import Spectrum
 from vae.sources import SOURCES, fetch, read_idx
 
 SPLITS = ("train", "val", "test")
+PIXELS = ("grey", "dequantised", "binarised")
 
 
 class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -74,6 +76,8 @@ class ImageDataModule(L.LightningDataModule):
     """Train, validation and test batches (pixels uint8 [B, 1, 28, 28], index [B]) of a data set of SOURCES.
 
     Training batches come in blocks of `batches_per_block`, which the training step takes apart.
+    `pixels` says what the model sees: grey x/255; dequantised (x + u)/256; binarised, 1 with probability x/255. The
+    noise u ~ U[0, 1) is fresh in every training step and fixed for each image elsewhere.
     The validation split is `val_size` training images drawn with `val_seed`, the same for every run whatever its
     own seed. The test files are opened by testing alone. Raises ValueError for sizes that do not fit the data, and
     `prepare_data` MachineError where the files cannot be had.
@@ -83,6 +87,7 @@ class ImageDataModule(L.LightningDataModule):
         self,
         name: str,
         root: str,
+        pixels: str = "grey",
         batch_size: int = 128,
         batches_per_block: int = 64,
         eval_batch_size: int = 1000,
@@ -97,12 +102,14 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(f"data.val_size={val_size} leaves none of {self.source.train_images} images to train on")
         if batch_size > train_size:
             raise ValueError(f"data.batch_size={batch_size} is more than the {train_size} images to train on")
+        self.noise = pixels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.batches_per_block = batches_per_block
         self.val_size, self.val_seed, self.seed = val_size, val_seed, seed
         self.pixels: dict[str, Tensor] = {}  # uint8 [N, 1, 28, 28]; train and val share one tensor
         self.labels: dict[str, Tensor] = {}  # uint8 [N]
         self.index: dict[str, Tensor] = {}  # int64, the images of each split in its pixels
+        self._uniform: dict[str, Tensor] = {}  # the fixed noise of one split
 
     def prepare_data(self) -> None:
         fetch(self.source, self.root)
@@ -122,9 +129,23 @@ class ImageDataModule(L.LightningDataModule):
         """The first `stop` images of a split, uint8 [n, 1, 28, 28]; all of them without it."""
         return self.pixels[split][self.index[split][:stop].to(self.pixels[split].device)]
 
-    def images(self, split: str, n: int) -> Tensor:
-        """The first n images of a split, float in [0, 1], [n, 1, 28, 28]."""
-        return as_images(self.split_pixels(split, n))
+    def images(self, split: str, n: int | None = None) -> Tensor:
+        """The first n images of a split, or all of them, as a model sees them: float in [0, 1], [n, 1, 28, 28]."""
+        return self.fixed_images(split, self.split_pixels(split, n), self.index[split][:n])
+
+    def fixed_images(self, split: str, pixels: Tensor, index: Tensor) -> Tensor:
+        """Images of these uint8 pixels [B, 1, 28, 28], with the noise that belongs to their places `index` [B]."""
+        if self.noise == "grey":
+            return as_images(pixels)
+        if split not in self._uniform:
+            generator = torch.Generator().manual_seed(0)
+            self._uniform = {split: torch.rand(self.pixels[split].shape, generator=generator)}
+        uniform = self._uniform[split][index.cpu()].to(pixels.device)
+        return as_images(pixels, self.noise, uniform)
+
+    def spectrum(self) -> Spectrum:
+        """Of the training split, over all noise: what the closed form of a linear pair needs."""
+        return Spectrum.remembered(self.split_pixels("train"), self.noise)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         return self.loader("train", shuffle_seed=self.seed)
@@ -178,9 +199,14 @@ class ImageDataModule(L.LightningDataModule):
             self.pixels[split] = moved.setdefault(id(pixels), pixels.to(device))
 
 
-def as_images(pixels: Tensor) -> Tensor:
-    """uint8 pixels as float images in [0, 1]."""
-    return pixels.float().div_(255)
+def as_images(pixels: Tensor, noise: str = "grey", uniform: Tensor | None = None) -> Tensor:
+    """uint8 pixels as float images in [0, 1]; with `uniform` draws from [0, 1), of the same shape, where noise is asked
+    for: "dequantised" or "binarised"."""
+    if uniform is None:
+        return pixels.float().div_(255)
+    if noise == "dequantised":
+        return (pixels + uniform).div_(256)
+    return (255 * uniform < pixels).float()
 
 
 def identity(batch: Any) -> Any:

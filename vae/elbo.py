@@ -26,7 +26,7 @@ class Terms(NamedTuple):
         return self.log_likelihood - self.kl.sum(-1)
 
 
-def gaussian_log_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
+def gaussian_log_likelihood(x: Tensor, mean: Tensor, sigma: float | Tensor) -> Tensor:
     """log N(x; mean, sigma² I) per image, [B], constant included.
 
     Equal to `Normal(mean, sigma).log_prob(x)` summed over pixels. One scalar sigma lets the squares be summed
@@ -34,12 +34,22 @@ def gaussian_log_likelihood(x: Tensor, mean: Tensor, sigma: float) -> Tensor:
     """
     pixels = x.shape[1:].numel()  # also of an empty batch
     squared_error = (x - mean).square().flatten(1).sum(1)
-    return -0.5 * pixels * math.log(2 * math.pi * sigma**2) - squared_error / (2 * sigma**2)
+    scale = 2 * math.pi * sigma**2
+    constant = -0.5 * pixels * (scale.log() if isinstance(scale, Tensor) else math.log(scale))
+    return constant - squared_error / (2 * sigma**2)
 
 
 def kl_to_prior(posterior: Normal) -> Tensor:
     """KL(q(z_i|x) ‖ N(0, 1)) = ½ (mean_i² + sd_i² − 1) − log sd_i, [B, m]."""
     return kl_divergence(posterior, Normal(0.0, 1.0, validate_args=False))
+
+
+def log_prior_ratio(z: Tensor, u: Tensor, log_scale: Tensor | float) -> Tensor:
+    """log N(z; 0, I) − log N(z; loc, scale²) at z = loc + scale u [..., m]; `log_scale` is Σ_i log scale_i.
+
+    The two log 2π cancel.
+    """
+    return 0.5 * (u.square() - z.square()).sum(-1) + log_scale
 
 
 def draw(posterior: Normal, generator: torch.Generator | None = None) -> Tensor:

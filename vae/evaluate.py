@@ -27,16 +27,16 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     started = time.perf_counter()
     settings, run, other, data = evaluation.opened(config)
-    model, pixels = run.model, data.split_pixels("test")
+    model, images = run.model, data.images("test")
     figures: dict[str, Any] = {"run": str(run.folder), "model": model.name, "data": run.config.data.get("name")}
-    figures |= {"latent_dim": model.latent_dim, "sigma": model.sigma, "seed": settings["seed"]}
+    figures |= {"latent_dim": model.latent_dim, "likelihood": model.likelihood.label, "seed": settings["seed"]}
 
     # 1. How likely are the test images? One value an image, so that two runs compare image by image.
-    values, found = evaluation.likelihoods(model, pixels, settings)
+    values, found = evaluation.likelihoods(model, images, settings)
     figures |= evaluation.means(values) | found
     if other is not None:
         figures["against"] = str(other.folder)
-        figures |= evaluation.paired(values, evaluation.likelihoods(other.model, pixels, settings)[0])
+        figures |= evaluation.paired(values, evaluation.likelihoods(other.model, images, settings)[0])
     figures["time/likelihood_seconds"] = time.perf_counter() - started
 
     # 2. Which latents carry something?

@@ -15,15 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from vae import likelihood, metrics
+from vae import estimators, metrics
 from vae.classifier import Classifier, accuracy, cached_classifier, in_batches
 from vae.collapse import usage
-from vae.data import ImageDataModule, as_images
+from vae.data import ImageDataModule
 from vae.errors import UserError
-from vae.likelihood import Estimate
+from vae.estimators import Estimate
 from vae.module import COLLAPSED, INACTIVE
 from vae.networks import VAE, linear_pair
-from vae.ppca import PPCA, Spectrum
 from vae.runs import BEST, Run, load_data, load_run
 from vae.settings import EVALUATE_RULES, leaves, out_of_rule
 
@@ -97,42 +96,42 @@ def bar(what: str) -> Callable[[Any], Any]:
     return partial(tqdm, desc=what, leave=False, disable=None)
 
 
-def batches(pixels: Tensor, settings: Settings, device: torch.device) -> Any:
-    """Float images [≤ batch_size, 1, 28, 28] on the device."""
-    return (as_images(part.to(device)) for part in pixels.split(settings["batch_size"]))
+def batches(images: Tensor, settings: Settings, device: torch.device) -> Any:
+    """Images [≤ batch_size, 1, 28, 28] on the device."""
+    return (part.to(device) for part in images.split(settings["batch_size"]))
 
 
 def generator_of(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def likelihoods(model: VAE, pixels: Tensor, settings: Settings) -> tuple[Values, Figures]:
+def likelihoods(model: VAE, images: Tensor, settings: Settings) -> tuple[Values, Figures]:
     """ELBO, exact log p of a linear pair, L_K and AIS of test images: one value an image, and the effective sizes."""
     device, seed, pair = model.device, settings["seed"], linear_pair(model)
     values: Values = {}
-    shape = (settings["elbo"]["samples"], len(pixels), model.latent_dim)
+    shape = (settings["elbo"]["samples"], len(images), model.latent_dim)
     # With one sample this is the noise of the training's own test.
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).split(settings["batch_size"], dim=1)
     terms = [
-        likelihood.elbo_terms(model, x, part.to(device))
-        for x, part in zip(bar("ELBO")(batches(pixels, settings, device)), noise, strict=True)
+        estimators.elbo_terms(model, x, part.to(device))
+        for x, part in zip(bar("ELBO")(batches(images, settings, device)), noise, strict=True)
     ]
     values["test/log_likelihood"] = torch.cat([t.log_likelihood for t in terms])
     values["test/kl"] = torch.cat([t.kl for t in terms]).sum(1)
     values["test/elbo"] = values["test/log_likelihood"] - values["test/kl"]
-    chosen = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     some, few = chosen[: settings["iwae"]["images"]], chosen[: settings["ais"]["images"]]
     if pair is not None:
-        exact = [likelihood.linear_log_likelihood(pair, model.sigma, x) for x in batches(pixels, settings, device)]
-        elbo = [likelihood.linear_elbo(model, pair, x) for x in batches(pixels, settings, device)]
+        exact = [estimators.linear_log_likelihood(pair, x) for x in batches(images, settings, device)]
+        elbo = [estimators.linear_elbo(model, pair, x) for x in batches(images, settings, device)]
         values["exact/log_p"], values["exact/elbo"] = torch.cat(exact), torch.cat(elbo)
         values["exact/gap"] = values["exact/log_p"] - values["exact/elbo"]
 
-    figures: Figures = {"test/images": len(pixels), "test/samples": shape[0]}
+    figures: Figures = {"test/images": len(images), "test/samples": shape[0]}
     if len(some):
-        x = as_images(pixels[some].to(device))
+        x = images[some].to(device)
         Ks, rows = settings["iwae"]["K"], settings["iwae"]["rows"]
-        bounds = likelihood.iwae(model, x, Ks, generator_of(seed, device), rows, bar("importance-weighted bound"))
+        bounds = estimators.iwae(model, x, Ks, generator_of(seed, device), rows, bar("importance-weighted bound"))
         for K, bound in bounds.items():
             values[f"iwae/K={K}"] = bound.bound
             figures[f"iwae/K={K}_ess"] = bound.ess.mean().item()
@@ -144,8 +143,8 @@ def likelihoods(model: VAE, pixels: Tensor, settings: Settings) -> tuple[Values,
         options = {key: settings["ais"][key] for key in ("chains", "distributions", "leapfrog", "start")}
         generator = generator_of(seed, device)
         parts = [
-            likelihood.ais(model, x, generator=generator, progress=bar("AIS"), **options)
-            for x in as_images(pixels[few].to(device)).split(at_once)
+            estimators.ais(model, x, generator=generator, progress=bar("AIS"), **options)
+            for x in images[few].to(device).split(at_once)
         ]
         values["ais/log_p"] = torch.cat([part.log_p for part in parts])
         figures["ais/mc_se"] = torch.cat([part.se for part in parts]).square().sum().sqrt().item() / len(few)
@@ -173,7 +172,7 @@ def paired(values: Values, others: Values) -> Figures:
 
 def collapse(model: VAE, data: ImageDataModule, settings: Settings) -> Figures:
     """What each latent carries over the test split; for a linear pair beside the closed form of the training split."""
-    found = usage(model, batches(data.split_pixels("test"), settings, model.device))
+    found = usage(model, batches(data.images("test"), settings, model.device))
     counts = found.counts(THRESHOLDS)
     figures: Figures = {
         "collapse/collapsed": int((found.kl < COLLAPSED).sum()),
@@ -189,13 +188,13 @@ def collapse(model: VAE, data: ImageDataModule, settings: Settings) -> Figures:
         "collapse/aggregated_kl": found.aggregated.kl_to_prior(),
     }
     if linear_pair(model) is not None:
-        train = data.split_pixels("train")
-        oracle = PPCA(Spectrum.of(train), model.latent_dim, model.sigma)
+        oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim)
+        assert oracle is not None
         figures |= {
-            "collapse/train_kl": usage(model, batches(train, settings, model.device)).kl.tolist(),
+            "collapse/train_kl": usage(model, batches(data.images("train"), settings, model.device)).kl.tolist(),
             "collapse/predicted_kl": oracle.kl.tolist(),
             "collapse/predicted_collapsed": oracle.collapsed,
-            "oracle/test_elbo": oracle.elbo(data.split_pixels("test")).mean().item(),
+            "oracle/test_elbo": oracle.elbo(data.images("test")).mean().item(),
         }
     return figures
 
@@ -219,11 +218,10 @@ def samples(model: VAE, classifier: Classifier, data: ImageDataModule, settings:
     test, train = data.split_pixels("test"), data.split_pixels("train")
     n = min(options["n"], len(test), len(train))
     generator = generator_of(seed, model.device)
-    fake = torch.cat([model.sample(min(1000, n - i), generator) for i in range(0, n, 1000)])
+    noisy = options["kind"] == "noisy"
+    fake = torch.cat([model.sample(min(1000, n - i), generator, noisy) for i in range(0, n, 1000)])
     if options["kind"] == "clipped":
         fake = fake.clamp(0, 1)
-    elif options["kind"] == "noisy":
-        fake = fake + model.sigma * torch.randn(fake.shape, generator=generator, device=fake.device)
     order = torch.Generator().manual_seed(seed)
     chosen = [pixels[torch.randperm(len(pixels), generator=order)[:n]].to(model.device) for pixels in (test, train)]
     real, floor, made = (in_batches(classifier.features, images).cpu() for images in (*chosen, fake))

@@ -14,7 +14,7 @@ def table(f: Figures) -> str:
     parts += [chain_rows(f)] if "chain/finite" in f else []
     parts += [sample_rows(f)] if "samples/fid" in f else []
     parts += [against_rows(f)] if "against" in f else []
-    head = f"{f['model']}: {f['latent_dim']} latents, sigma {f['sigma']:g}, test split of {f['data']}, seed {f['seed']}"
+    head = f"{f['model']}: {f['latent_dim']} latents, {f['likelihood']}, test split of {f['data']}, seed {f['seed']}"
     return "\n".join(["", head, *(line for part in parts for line in ("", *part))])
 
 

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from vae.data import SPLITS, as_images
+from vae.data import SPLITS, ImageDataModule, as_images
 from vae.elbo import Terms, noise_per_image
 from vae.errors import MachineError
+from vae.likelihoods import Gaussian
 from vae.networks import VAE
+from vae.objectives import ELBO, IWAE
 from vae.ppca import PPCA
 
 COLLAPSED = 0.01  # nats of mean KL below which a latent counts as collapsed
@@ -54,7 +56,7 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 class LitVAE(L.LightningModule):
-    """Trains a VAE by its ELBO; logs `train/*` and `val/*` once a validation, keeps all figures of a test in `final`.
+    """Trains a VAE; logs `train/*` and `val/*` once a validation, keeps all figures of a test in `final`.
 
     `optimizer` takes the parameters, `scheduler` the optimizer; its steps are epochs. `oracle` is the closed-form
     optimum of a linear pair on the same data, which the pictures show; `compile` fuses the training step. Noise in
@@ -67,6 +69,7 @@ class LitVAE(L.LightningModule):
         model: VAE,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        objective: ELBO | IWAE | None = None,
         oracle: PPCA | None = None,
         compile: bool = False,
         skip_bad_steps: bool = False,
@@ -75,6 +78,7 @@ class LitVAE(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
+        self.objective = objective or ELBO()
         self._terms = torch.compile(self._batch_terms) if compile else self._batch_terms
         self.oracle = oracle
         self.final: dict[str, float] = {}  # figures of the last test, all three splits
@@ -120,16 +124,20 @@ class LitVAE(L.LightningModule):
         # Elsewhere than on a CPU a look at the loss would hold up the device; ranks must not part ways.
         look = ranks == 1 and (self.device.type == "cpu" or self._skip_bad_steps)
         objectives, log_likelihoods, kls = [], [], []
-        for pixels in block[0].split(self.trainer.datamodule.batch_size):  # type: ignore[attr-defined]
+        for pixels in block[0].split(self._data.batch_size):
             together = len(pixels)
             if ranks > 1:
                 together = self.trainer.train_dataloader.sampler.together(batch_idx)  # type: ignore[union-attr]
-            log_likelihood, kl = self._terms(pixels, self._noise_of_rank(together))
+            noise = self._share_of_rank(torch.randn, self.objective.samples, together, self.model.latent_dim)
+            uniform = None
+            if self._data.noise != "grey":
+                uniform = self._share_of_rank(torch.rand, 1, together, *pixels.shape[1:])[0]
+            each, log_likelihood, kl = self._terms(pixels, self._data.noise, uniform, noise, self.global_step)
             # DDP takes the mean of the ranks' gradients, whatever share of the batch each had.
-            objective = (kl - log_likelihood).sum() * (ranks / together)
+            objective = each.sum() * (ranks / together)
             optimizer.zero_grad()
             if look and not objective.isfinite():
-                self._bad_step(log_likelihood, kl)
+                self._bad_step(log_likelihood, kl, objective)
                 continue
             if ranks == 1:
                 objective.backward()
@@ -149,7 +157,8 @@ class LitVAE(L.LightningModule):
             self._train_sums[0] += sum(map(len, kls))
             self._train_sums[1:] += torch.stack(sums)
         if not look and not self._train_sums.isfinite().all():
-            self._bad_step(*self._train_sums[2:])
+            objective, log_likelihood, kl = self._train_sums[1:]
+            self._bad_step(log_likelihood, kl, objective)
 
     def _count_step(self) -> None:
         """What Lightning's wrapper of an optimiser does that is needed here: global_step counts optimiser steps."""
@@ -157,14 +166,14 @@ class LitVAE(L.LightningModule):
         progress.increment_ready()
         progress.increment_completed()
 
-    def _bad_step(self, log_likelihood: Tensor, kl: Tensor) -> None:
+    def _bad_step(self, log_likelihood: Tensor, kl: Tensor, objective: Tensor) -> None:
         """Count a step that is to be skipped, or stop with the first quantity that is not finite."""
         networks = {"encoder": self.model.encoder, "decoder": self.model.decoder}
         broken = [name for name, net in networks.items() if not all(p.isfinite().all() for p in net.parameters())]
         if self._skip_bad_steps and not broken:
             self.skipped_steps += 1
             return
-        terms = (("log-likelihood", log_likelihood), ("KL", kl))
+        terms = (("log-likelihood", log_likelihood), ("KL", kl), ("objective", objective))
         what = [f"the gradient of the {name} was" for name in broken]
         what += [f"the {name} is" for name, term in terms if not term.isfinite().all()]
         raise MachineError(
@@ -175,10 +184,12 @@ class LitVAE(L.LightningModule):
     def _gradients_are_finite(self) -> bool:
         return all(bool(p.grad.isfinite().all()) for p in self.model.parameters() if p.grad is not None)
 
-    def _batch_terms(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x|z) and KL of each image, [B] and [B]: all that training has to differentiate."""
-        terms, _posterior = self.model.elbo_terms(as_images(pixels), noise)
-        return terms.log_likelihood, terms.kl.sum(-1)
+    def _batch_terms(
+        self, pixels: Tensor, kind: str, uniform: Tensor | None, noise: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Objective, log p(x|z) and KL of each image, each [B]: all that training has to differentiate."""
+        objective, terms = self.objective(self.model, as_images(pixels, kind, uniform), noise, step)
+        return objective, terms.log_likelihood, terms.kl.sum(-1)
 
     def on_train_epoch_end(self) -> None:
         scheduler: Any = self.lr_schedulers()
@@ -203,6 +214,8 @@ class LitVAE(L.LightningModule):
             self.log("train/objective", objective / count)
             if self._skip_bad_steps:
                 self.log("train/skipped_steps", float(self.skipped_steps))
+        if isinstance(self.model.likelihood, Gaussian) and self.model.likelihood.learned:
+            self.log("model/sigma", self.model.likelihood.sigma)
         val = self._figures("val")
         self.log("val/elbo", val["elbo"], prog_bar=True)
         self.log_dict({f"val/{key}": val[key] for key in ("log_likelihood", "kl", "collapsed")})
@@ -227,19 +240,23 @@ class LitVAE(L.LightningModule):
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         pixels, index = batch
-        size = len(self.trainer.datamodule.pixels[split])  # type: ignore[attr-defined]
+        size = len(self._data.pixels[split])
         if len(self._noise.get(split, ())) != size:
             noise = noise_per_image(size, self.model.latent_dim, self._eval_seed)
             self._noise = {split: noise.to(self.device)}
         if split not in self._sums:
             self._sums[split] = SplitSums(self.model.latent_dim, self.device)
-        terms, posterior = self.model.elbo_terms(as_images(pixels), self._noise[split][index])
+        images = self._data.fixed_images(split, pixels, index)
+        terms, posterior = self.model.elbo_terms(images, self._noise[split][index])
         self._sums[split].add(terms, posterior.loc)
 
-    def _noise_of_rank(self, together: int) -> Tensor:
-        """Each rank draws the noise of the whole batch, as one process would, and takes that of its images."""
-        noise = torch.randn(together, self.model.latent_dim, device=self.device)
-        return noise[self.trainer.global_rank :: self.trainer.world_size]
+    @property
+    def _data(self) -> ImageDataModule:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _share_of_rank(self, draw: Callable[..., Tensor], *shape: int) -> Tensor:
+        """Each rank draws the noise [K, B, …] of the whole batch, as one process would, and takes its images'."""
+        return draw(*shape, device=self.device)[:, self.trainer.global_rank :: self.trainer.world_size]
 
     def _figures(self, split: str) -> dict[str, float]:
         return self._sums.pop(split).figures(self._over_ranks)

@@ -1,7 +1,7 @@
 """The swappable pair: an encoder, a decoder, and the VAE that they make.
 
 An encoder is any module from images [B, 1, 28, 28] to a pair (mean, log_sd), each [B, m].
-A decoder is any module from latents [B, m] to the mean image [B, 1, 28, 28].
+A decoder is any module from latents [B, m] to [B, 1, 28, 28]: for a Gaussian likelihood the mean image.
 """
 
 import itertools
@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Distribution, Normal
 from torch.nn import functional as F
 
-from vae.elbo import Terms, draw, gaussian_log_likelihood, kl_to_prior
+from vae.elbo import Terms, draw, kl_to_prior
+from vae.likelihoods import Bernoulli, Gaussian, Likelihood
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -86,22 +87,41 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """p(z) = N(0, I), p(x|z) = N(f(z), sigma² I) with f the decoder, q(z|x) = N(mean(x), diag sd(x)²).
+    """p(z) = N(0, I), q(z|x) = N(mean(x), diag sd(x)²), p(x|z) = the likelihood at the decoder's output.
 
-    sigma is fixed, in units of pixel intensity (images are in [0, 1]).
+    Without a likelihood it is N(f(z), sigma² I) with this fixed sigma, in units of pixel intensity (images are in
+    [0, 1]). Raises ValueError for a likelihood that does not go with sigma or with the decoder.
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, sigma: float, name: str = "vae"
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_dim: int,
+        sigma: float | None = None,
+        name: str = "vae",
+        likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()
-        if not sigma > 0:
-            raise ValueError(f"model.sigma is {sigma}, and must be greater than 0")
         self.encoder = encoder
         self.decoder = decoder
+        self.likelihood = Gaussian(sigma) if likelihood is None else likelihood
         self.latent_dim = latent_dim
-        self.sigma = sigma
         self.name = name
+        if sigma is not None and self.sigma is None:
+            raise ValueError(f"model.sigma={sigma} means nothing to the {type(self.likelihood).__name__} likelihood")
+        if isinstance(self.likelihood, Bernoulli) and isinstance(getattr(decoder, "output", None), nn.Sigmoid):
+            raise ValueError("model.decoder.output=sigmoid: a Bernoulli likelihood takes logits, so it must be linear")
+
+    @property
+    def sigma(self) -> float | None:
+        """The standard deviation of p(x|z) in pixel intensity; None where it has none of its own."""
+        return self.likelihood.sigma
+
+    @property
+    def title(self) -> str:
+        """What the model is, in a line."""
+        return f"{self.name} (m = {self.latent_dim}, {self.likelihood.label})"
 
     @property
     def device(self) -> torch.device:
@@ -112,18 +132,21 @@ class VAE(nn.Module):
         mean, log_sd = self.encoder(x)
         return Normal(full_precision(mean), full_precision(log_sd).exp(), validate_args=False)
 
-    def decode(self, z: Tensor) -> Normal:
-        """p(x|z) for latents [B, m]: a Normal over [B, 1, 28, 28], its mean f(z), its scale sigma."""
-        mean = self.mean_image(z)
-        return Normal(mean, torch.full_like(mean, self.sigma), validate_args=False)
+    def decode(self, z: Tensor) -> Distribution:
+        """p(x|z) for latents [B, m]: over [B, 1, 28, 28], a Normal with mean f(z) and scale sigma for a Gaussian."""
+        return self.likelihood.distribution(self.output(z))
+
+    def output(self, z: Tensor) -> Tensor:
+        """What the decoder gives for latents [B, m], [B, 1, 28, 28]."""
+        return full_precision(self.decoder(z))
 
     def mean_image(self, z: Tensor) -> Tensor:
         """f(z), the mean of p(x|z), [B, 1, 28, 28]."""
-        return full_precision(self.decoder(z))
+        return self.likelihood.mean(self.output(z))
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z) in nats per image, [B]."""
-        return gaussian_log_likelihood(x, self.mean_image(z), self.sigma)
+        return self.likelihood.log_prob(x, self.output(z))
 
     def elbo_terms(self, x: Tensor, noise: Tensor | None = None) -> tuple[Terms, Normal]:
         """The terms of the ELBO with one sample of q(z|x) per image, and q itself.
@@ -135,9 +158,10 @@ class VAE(nn.Module):
         return Terms(self.log_likelihood(x, z), kl_to_prior(posterior)), posterior
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Mean images f(z) of n draws from the prior, [n, 1, 28, 28] (no pixel noise is added)."""
-        return self.mean_image(torch.randn(n, self.latent_dim, generator=generator, device=self.device))
+    def sample(self, n: int, generator: torch.Generator | None = None, noisy: bool = False) -> Tensor:
+        """Mean images f(z) of n draws from the prior, [n, 1, 28, 28]; `noisy` draws the pixels from p(x|z) too."""
+        output = self.output(torch.randn(n, self.latent_dim, generator=generator, device=self.device))
+        return self.likelihood.draw(output, generator) if noisy else self.likelihood.mean(output)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -162,18 +186,19 @@ class LinearPair(NamedTuple):
     t: Tensor  # [m]
     W: Tensor  # [D, m]
     b: Tensor  # [D]
+    sigma: float
 
 
 def linear_pair(model: VAE) -> LinearPair | None:
-    """The weights where encoder mean and decoder are affine maps, in float64; None for any other pair."""
+    """The weights of a Gaussian VAE whose encoder mean and decoder are affine, in float64; None for any other pair."""
     encoder, decoder = model.encoder, model.decoder
-    if not (isinstance(encoder, Encoder) and isinstance(decoder, Decoder)):
+    if not (isinstance(encoder, Encoder) and isinstance(decoder, Decoder) and isinstance(model.likelihood, Gaussian)):
         return None
     if len(encoder.layers) > 1 or len(decoder.layers) > 1 or not isinstance(decoder.output, nn.Identity):
         return None
     (V, S), (c, t) = (weight.detach().cpu().double().chunk(2) for weight in encoder.layers.parameters())
     W, b = (weight.detach().cpu().double() for weight in decoder.layers.parameters())
-    return LinearPair(V, c, S, t, W, b)
+    return LinearPair(V, c, S, t, W, b, model.likelihood.sigma)
 
 
 def count_parameters(network: nn.Module) -> int:

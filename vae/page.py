@@ -64,7 +64,8 @@ def render(compared: Sequence[Compared], data: ImageDataModule, words: dict[str,
         originals=picture(tile(data.images("test", IMAGES), 4)),
         data_name=compared[0].run.config.data.name,
         counts={split: len(data.index[split]) for split in SPLITS},
-        sigmas=sorted({each.sigma for each in compared}),
+        oracle=any(each.oracle for each in compared),
+        likelihoods=sorted({each.likelihood for each in compared}),
         latent_dims=sorted({each.latent_dim for each in compared}),
         collapsed=COLLAPSED,
         inactive=INACTIVE,
@@ -96,7 +97,7 @@ def shown(each: Compared, place: int, compared: Sequence[Compared]) -> dict[str,
         "video": video([tile(frame, 8) for frame in frames]),
         "strip": picture(np.concatenate([row(frames[t][:8]) for t in STRIP])),
         "finite_steps": each.course.finite_steps,
-        "oracle_collapsed": each.oracle.collapsed,
+        "oracle_collapsed": each.oracle.collapsed if each.oracle else None,
     }
 
 
@@ -137,7 +138,7 @@ def at_a_glance(compared: Sequence[Compared]) -> dict[str, list[Cell]]:
     columns: dict[str, Callable[[Compared], Cell]] = {
         "parameters (encoder + decoder)": parameters,
         "latent_dim": lambda each: Cell(str(each.latent_dim), each.latent_dim),
-        "σ": lambda each: Cell(f"{each.sigma:g}", each.sigma),
+        "p(x|z)": lambda each: Cell(each.likelihood, each.run.model.sigma or 0.0),
         "test ELBO": lambda each: nats(each.figures["test/elbo"], each.figures["test/elbo_se"]),
         f"difference to {first.name}": difference,
         "latents in use": lambda each: Cell(f"{each.in_use} of {each.latent_dim}", each.in_use),
@@ -158,7 +159,7 @@ def finals(compared: Sequence[Compared], split: str) -> list[list[Cell]]:
             key = f"{split}/{term}"
             cells.append(nats(each.figures[key], each.figures[f"{key}_se"]))
             cells.append(Cell("–") if each is compared[0] else nats(*paired(compared[0], each, key), "+"))
-        rows.append([*cells, nats(each.figures[f"oracle/{split}_elbo"])])
+        rows.append([*cells, nats(each.figures[f"oracle/{split}_elbo"]) if each.oracle else Cell("–")])
     return rows
 
 
@@ -223,7 +224,7 @@ def curves(compared: Sequence[Compared], term: str) -> str:
         marker = "o" if len(epochs) < 2 else None
         axes.plot(epochs, val, color=colour(i), linewidth=1.8, linestyle=dashes(i), marker=marker)
     if term == "elbo":
-        optima = {each.oracle.train_elbo for each in compared}
+        optima = {each.oracle.train_elbo for each in compared if each.oracle is not None}
         for optimum in optima:
             axes.axhline(optimum, color=ORACLE, linestyle="--", linewidth=0.9)
         late = [row["val/elbo"] for each in compared for row in each.history[len(each.history) // 10 :]]
@@ -236,15 +237,16 @@ def curves(compared: Sequence[Compared], term: str) -> str:
 def size_chart(compared: Sequence[Compared]) -> str:
     """Test ELBO over latent_dim, the runs of a model joined, with the best linear pair of each size."""
     figure, axes = chart("test ELBO over latent_dim", "latent_dim", "nats per image")
-    for model in dict.fromkeys((each.run.model.name, each.sigma) for each in compared):
+    for model in dict.fromkeys((each.run.model.name, each.likelihood) for each in compared):
         joined = sorted(
-            (e.latent_dim, e.figures["test/elbo"]) for e in compared if (e.run.model.name, e.sigma) == model
+            (e.latent_dim, e.figures["test/elbo"]) for e in compared if (e.run.model.name, e.likelihood) == model
         )
         axes.plot(*zip(*joined, strict=True), color=GREY, linewidth=1.2, zorder=1)
     for i, each in enumerate(compared):
         elbo, se = each.figures["test/elbo"], each.figures["test/elbo_se"]
         axes.errorbar(each.latent_dim, elbo, se, color=colour(i), marker="o", markersize=5, capsize=2)
-        axes.plot(each.latent_dim, each.figures["oracle/test_elbo"], "+", color=ORACLE, markersize=8)
+        if each.oracle is not None:
+            axes.plot(each.latent_dim, each.figures["oracle/test_elbo"], "+", color=ORACLE, markersize=8)
     dims = sorted({each.latent_dim for each in compared})
     axes.set_xscale("log", base=2)
     axes.set_xticks(dims, [str(dim) for dim in dims])
@@ -276,7 +278,7 @@ def spectrum_chart(compared: Sequence[Compared]) -> str:
         kl = each.kl.sort(descending=True).values.tolist()
         places = range(1, len(kl) + 1)
         axes.plot(places, kl, color=colour(i), linestyle=dashes(i), marker="o", markersize=3, linewidth=1.2)
-        if each.linear:
+        if each.linear and each.oracle is not None:
             axes.plot(places, each.oracle.kl.tolist(), "+", color=ORACLE, markersize=6, markeredgewidth=0.9)
     return svg(figure)
 

@@ -21,24 +21,34 @@ class Spectrum:
     eigenvectors: Tensor  # [D, D], one a column
 
     @classmethod
-    def of(cls, images: Tensor, chunk: int = 4096) -> "Spectrum":
-        """Of images [N, ...], uint8 in 0…255 or floating point in [0, 1]; memory bounded by `chunk` images."""
+    def of(cls, images: Tensor, noise: str = "grey", chunk: int = 4096) -> "Spectrum":
+        """Of images [N, ...], uint8 in 0…255 or floating point in [0, 1]; memory bounded by `chunk` images.
+
+        `noise` is what the data adds to grey pixels (vae.data): dequantised or binarised anew every time, their
+        mean and covariance over all noise are known from those of the grey ones.
+        """
         total = torch.zeros(images[0].numel(), dtype=torch.float64)
         second = torch.zeros(len(total), len(total), dtype=torch.float64)
         for x in flat_chunks(images, chunk):
             total += x.sum(0)
             second.addmm_(x.T, x)
         mean = total / len(images)
-        eigenvalues, eigenvectors = torch.linalg.eigh(second / len(images) - torch.outer(mean, mean))
+        covariance = second / len(images) - torch.outer(mean, mean)
+        if noise == "dequantised":  # (255 x + u)/256 with u ~ U[0, 1)
+            mean, covariance = (255 * mean + 0.5) / 256, covariance * (255 / 256) ** 2
+            covariance.diagonal().add_(1 / (12 * 256**2))
+        elif noise == "binarised":  # 1 with probability x
+            covariance.diagonal().copy_(mean * (1 - mean))
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
         return cls(mean, eigenvalues.flip(0).clamp_min(0), eigenvectors.flip(1))
 
     @classmethod
-    def remembered(cls, images: Tensor) -> "Spectrum":
+    def remembered(cls, images: Tensor, noise: str = "grey") -> "Spectrum":
         """`of`, computed once for the same images: the jobs of a sweep share it (2 s each on one core, for MNIST)."""
-        key = hashlib.sha256(images.cpu().numpy().tobytes()).digest()
+        key = hashlib.sha256(images.cpu().numpy().tobytes() + noise.encode()).digest()
         if key not in REMEMBERED:
             REMEMBERED.clear()
-            REMEMBERED[key] = cls.of(images)
+            REMEMBERED[key] = cls.of(images, noise)
         return REMEMBERED[key]
 
 
@@ -62,6 +72,11 @@ class PPCA:
     spectrum: Spectrum
     latent_dim: int
     sigma: float
+
+    @classmethod
+    def most_likely(cls, spectrum: Spectrum, latent_dim: int) -> "PPCA":
+        """With the sigma that is best too: its square is the mean of the discarded eigenvalues (eq. 8)."""
+        return cls(spectrum, latent_dim, spectrum.eigenvalues[latent_dim:].mean().sqrt().item())
 
     @property
     def rank(self) -> int:

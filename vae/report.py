@@ -24,8 +24,11 @@ def figures(task: LitVAE, data: ImageDataModule, callbacks: list[L.Callback]) ->
     if oracle is not None:
         found["oracle/train_elbo"] = oracle.train_elbo
         for split in ("val", "test"):
-            found[f"oracle/{split}_elbo"] = oracle.elbo(data.split_pixels(split)).mean().item()
+            found[f"oracle/{split}_elbo"] = oracle.elbo(data.images(split)).mean().item()
         found["oracle/collapsed"] = oracle.collapsed
+        found["oracle/sigma"] = oracle.sigma
+    if model.sigma is not None:
+        found["model/sigma"] = model.sigma
     found["time/fit_seconds"] = task.seconds
     found["time/images_per_second"] = task.images_seen / task.seconds
     for callback in callbacks:
@@ -61,7 +64,7 @@ def log_final(loggers: list[Logger], config: dict[str, Any], metrics: dict[str, 
 
 def table(model: VAE, metrics: dict[str, float]) -> str:
     """The figures of metrics.json for the screen, in nats per image."""
-    title = f"{model.name}: {model.latent_dim} latents, sigma {model.sigma:g}"
+    title = f"{model.name}: {model.latent_dim} latents, {model.likelihood.label}"
     sizes = " + ".join(f"{metrics[f'model/{part}_parameters']:,.0f} ({part})" for part in ("encoder", "decoder"))
     lines = [
         "",

@@ -22,7 +22,7 @@ from vae.module import CHECKPOINT_FORMAT
 from vae.networks import VAE
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-FIXED = ("model", "data", "optimizer", "scheduler", "seed")  # what a checkpoint belongs to
+FIXED = ("model", "data", "objective", "optimizer", "scheduler", "seed")  # what a checkpoint belongs to
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 

@@ -15,8 +15,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae.data import PIXELS, ImageDataModule
 from vae.errors import UserError
-from vae.networks import ACTIVATIONS, OUTPUTS
+from vae.networks import ACTIVATIONS, OUTPUTS, VAE
 from vae.runs import discard_empty_run
 from vae.sources import SOURCES
 
@@ -35,6 +36,10 @@ def number(low: float, high: float, words: str) -> Rule:
         return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and low < v < high
 
     return holds, words
+
+
+def optional(rule: Rule) -> Rule:
+    return lambda v: v is None or rule[0](v), f"{rule[1]}, or null"
 
 
 def one_of(*choices: Any) -> Rule:
@@ -72,14 +77,17 @@ RULES: dict[str, Rule] = {
     ),
     "out": (text, "a folder"),
     "seed": integer(0, 2**32 - 1),
-    "threads": (lambda v: v is None or integer(1, 1024)[0](v), "an integer from 1 to 1024, or null"),
+    "threads": optional(integer(1, 1024)),
     "compile": one_of(True, False),
     "skip_bad_steps": one_of(True, False),
     "save_every_n_steps": integer(0, 10**9),
     "resume": (lambda v: v is None or text(v), "a run folder"),
     "model.name": (text, "text"),
     "model.latent_dim": integer(1, 4096),
-    "model.sigma": number(1e-4, 1e4, "a number greater than 0.0001 and less than 10000"),
+    "model.sigma": optional(number(1e-4, 1e4, "a number greater than 0.0001 and less than 10000")),
+    "model.likelihood.sigma": optional(number(1e-4, 1e4, "a number greater than 0.0001 and less than 10000")),
+    "model.likelihood.learned": one_of(True, False),
+    "model.likelihood.grey": one_of(True, False),
     "model.*.latent_dim": integer(1, 4096),
     "model.*.hidden": (widths, "a list of at most 16 layer widths up to 8192, such as [512,256]; [] for none"),
     "model.*.activation": one_of(*ACTIVATIONS),
@@ -87,11 +95,16 @@ RULES: dict[str, Rule] = {
     "model.encoder.log_sd_range": (log_sd_range, "[low,high] with low < high, or null"),
     "data.name": one_of(*SOURCES),
     "data.root": (text, "a folder"),
+    "data.pixels": one_of(*PIXELS),
     "data.batch_size": integer(1, 60_000),
     "data.batches_per_block": integer(1, 60_000),
     "data.eval_batch_size": integer(1, 60_000),
     "data.val_size": integer(1, 59_999),
     "data.val_seed": integer(0, 2**32 - 1),
+    "objective.beta": number(-1e-300, 1e6, "a number from 0 to 1000000"),
+    "objective.warmup_steps": integer(0, 10**9),
+    "objective.nats": number(-1e-300, 1e6, "a number from 0 to 1000000"),
+    "objective.samples": integer(1, 10_000),
     "optimizer.lr": number(0, 1e3, "a number greater than 0 and less than 1000"),
     "optimizer.betas": (betas, "two numbers from 0 up to, but not including, 1, such as [0.9,0.99]"),
     "optimizer.fused": one_of(True, False),
@@ -203,6 +216,14 @@ class Builder:
         if self.problems:
             discard_empty_run(folder)
             raise UserError(*dict.fromkeys(self.problems))
+
+
+def senseless(model: VAE | None, data: ImageDataModule | None) -> list[str]:
+    """What is wrong with parts that are right by themselves."""
+    if model is None or data is None or not model.likelihood.binary or data.noise == "binarised":
+        return []
+    line = f"data.pixels={data.noise}: likelihood=bernoulli wants data.pixels=binarised, or model.likelihood.grey=true"
+    return [line]
 
 
 def accelerators() -> list[str]:

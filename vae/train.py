@@ -42,8 +42,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     from vae.callbacks.progress import quiet
     from vae.checkpoints import BestAndLast, WholeCheckpointIO
     from vae.module import LitVAE
-    from vae.ppca import PPCA, Spectrum
-    from vae.settings import Builder
+    from vae.settings import Builder, senseless
 
     quiet()
 
@@ -52,6 +51,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     build.seed()
     data = build("data", seed=config.seed)
     model = build("model")
+    objective = build("objective")
+    build.problems += senseless(model, data)
     optimizer, scheduler = build("optimizer"), build("scheduler")
     resume = runs.checkpoint_to_resume(folder)
     logger = build("logger", save_dir=str(folder), **report.continued(build.config, resume))
@@ -73,8 +74,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     data.prepare_data()
     data.setup("fit")
     first = trainer.is_global_zero  # of the processes of one run, the one that writes files
-    oracle = PPCA(Spectrum.remembered(data.split_pixels("train")), model.latent_dim, model.sigma) if first else None
-    task = LitVAE(model, optimizer, scheduler, oracle, build.config["compile"], build.config["skip_bad_steps"])
+    oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim) if first else None
+    options = {key: build.config[key] for key in ("compile", "skip_bad_steps")}
+    task = LitVAE(model, optimizer, scheduler, objective, oracle, **options)
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))

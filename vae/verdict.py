@@ -46,14 +46,15 @@ def elbo(compared: Sequence[Compared]) -> list[str]:
     sentences = [said]
     if rest:
         sentences.append(f"The lowest is {rest[-1].name} with {rest[-1].figures['test/elbo']:.2f}.")
-    if len({each.sigma for each in compared}) > 1:
-        sentences.append("But sigma is not the same in all of them, and moves the ELBO by itself.")
-    return sentences + [against_linear(each) for each in (compared if len(compared) <= FEW else [best, rest[-1]])]
+    if len({each.likelihood for each in compared}) > 1:
+        sentences.append("But p(x|z) has not the same sigma in all of them, which moves the ELBO by itself.")
+    told = compared if len(compared) <= FEW else [best, rest[-1]]
+    return sentences + [against_linear(each, each.oracle.train_elbo) for each in told if each.oracle is not None]
 
 
-def against_linear(each: Compared) -> str:
+def against_linear(each: Compared, optimum: float) -> str:
     """How far a run is from what the best linear pair reaches, on the training split where the closed form holds."""
-    reached, optimum = each.figures["train/elbo"], each.oracle.train_elbo
+    reached = each.figures["train/elbo"]
     if each.linear:
         where = f"{abs(optimum - reached):.2f} nats {'below' if reached <= optimum else 'above'}"
         said = f"{each.name} is linear and ends {where} its closed-form optimum {optimum:.2f} (train)"
@@ -74,7 +75,7 @@ def latents(each: Compared) -> str:
     collapsed, inactive = int(each.figures["test/collapsed"]), int(each.figures["test/inactive"])
     said = f"{each.name} uses {each.in_use} of {each.latent_dim} for {each.figures['test/kl']:.1f} nats of KL"
     said += f" ({collapsed} collapsed" + (f", {inactive} inactive by Burda" if inactive != collapsed else "")
-    return said + (f"; closed form: {each.oracle.collapsed})." if each.linear else ").")
+    return said + (f"; closed form: {each.oracle.collapsed})." if each.linear and each.oracle else ").")
 
 
 def all_latents(compared: Sequence[Compared]) -> str:
@@ -164,13 +165,13 @@ def cautions(compared: Sequence[Compared]) -> list[str]:
 
 def differing(compared: Sequence[Compared]) -> list[str]:
     """Settings that move the ELBO by themselves, or its room for information."""
-    sigmas, sizes = ({of(each) for each in compared} for of in (lambda e: e.sigma, lambda e: e.latent_dim))
+    sizes = {each.latent_dim for each in compared}
+    sigmas = {sigma for each in compared if (sigma := each.run.model.sigma) is not None}
     found = []
     if len(sigmas) > 1:
-        caps = ", ".join(f"{upper_bound(PIXELS, sigma):.1f} at {sigma:g}" for sigma in sorted(sigmas))
+        caps = ", ".join(f"{upper_bound(PIXELS, sigma):.1f} at {sigma:.4g}" for sigma in sorted(sigmas))
         found.append(
-            f"model.sigma differs: no ELBO can exceed {caps}, so a difference says as much about sigma as about the "
-            "networks."
+            f"sigma differs: no ELBO can exceed {caps}, so a difference says as much about sigma as about the networks."
         )
     if len(sizes) > 1:
         found.append(
@@ -193,19 +194,17 @@ def limit(each: Compared) -> str | None:
             return None
         return (
             f"{STEPS} steps are not the limit of the chain: in its slowest direction {kept:.0%} of the start is left "
-            f"after them (spectral radius {radius:.3f}, e-fold {mixing:.0f} steps; λ₁/σ² at the optimum: "
-            f"{mixing_steps(each):.0f})."
+            f"after them (spectral radius {radius:.3f}, e-fold {mixing:.0f} steps"
+            + (f"; λ₁/σ² at the optimum: {each.oracle.mixing_steps:.0f})." if each.oracle else ").")
         )
-    if 5 * mixing_steps(each) <= STEPS:
+    if each.oracle is None:
+        return f"{STEPS} steps need not be the limit of the chain: how fast it forgets its start was not measured."
+    if 5 * each.oracle.mixing_steps <= STEPS:
         return None
     return (
-        f"{STEPS} steps need not be the limit of the chain: at sigma {each.sigma:g} the best linear pair "
-        f"forgets its start over about λ₁/σ² = {mixing_steps(each):.0f} steps, and takes a few times that."
+        f"{STEPS} steps need not be the limit of the chain: at sigma {each.oracle.sigma:.4g} the best linear pair "
+        f"forgets its start over about λ₁/σ² = {each.oracle.mixing_steps:.0f} steps, and takes a few times that."
     )
-
-
-def mixing_steps(each: Compared) -> float:
-    return each.oracle.spectrum.eigenvalues[0].item() / each.sigma**2
 
 
 def bound(each: Compared) -> str | None:

@@ -45,7 +45,7 @@ class ChainVideo(Picture):
             for logger in trainer.loggers:
                 logger.log_metrics(self.figures, trainer.global_step)
 
-        label = f"{task.model.name}  m = {task.model.latent_dim}  σ = {task.model.sigma:g}"
+        label = f"{task.model.name}  m = {task.model.latent_dim}  {task.model.likelihood.label}"
         video = [titled(tile(frame, 8), f"{label}   step {t}") for t, frame in enumerate(frames)]
         folder = Path(trainer.default_root_dir) / "videos"
         folder.mkdir(parents=True, exist_ok=True)

@@ -64,9 +64,8 @@ class Picture(L.Callback):
         return torch.Generator(device).manual_seed(0)
 
     def title(self, trainer: L.Trainer, task: LitVAE, what: str) -> str:
-        model = task.model
         when = f"epoch {trainer.current_epoch + 1}" if trainer.state.fn == "fit" else "kept checkpoint"
-        return f"{model.name} (m = {model.latent_dim}, σ = {model.sigma:g}), {when}: {what}"
+        return f"{task.model.title}, {when}: {what}"
 
     def _make(self, trainer: L.Trainer, task: L.LightningModule, split: str) -> None:
         assert isinstance(task, LitVAE)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vae.elbo import Terms, gaussian_log_likelihood
+from vae.elbo import Terms, gaussian_log_likelihood, log_prior_ratio
 from vae.networks import VAE, LinearPair
 
 
@@ -37,13 +37,13 @@ def elbo_terms(model: VAE, images: Tensor, noise: Tensor) -> Terms:
     return Terms(torch.stack([terms.log_likelihood for terms in draws]).mean(0), draws[0].kl)
 
 
-def linear_log_likelihood(pair: LinearPair, sigma: float, images: Tensor) -> Tensor:
+def linear_log_likelihood(pair: LinearPair, images: Tensor) -> Tensor:
     """Exact log N(x; b, W Wᵀ + sigma² I) of each image [B, …], float64 [B] on the CPU.
 
     Woodbury's identity needs only M = sigma² I + WᵀW, [m, m] (Tipping & Bishop 1999, section 3).
     """
     residual = images.flatten(1).cpu().double() - pair.b  # [B, D]
-    D, m = pair.W.shape
+    (D, m), sigma = pair.W.shape, pair.sigma
     cholesky = torch.linalg.cholesky(sigma**2 * torch.eye(m, dtype=torch.float64) + pair.W.T @ pair.W)
     explained = torch.linalg.solve_triangular(cholesky, (residual @ pair.W).T, upper=False).square().sum(0)
     log_det = (D - m) * math.log(sigma**2) + 2 * cholesky.diagonal().log().sum()
@@ -59,17 +59,16 @@ def linear_elbo(model: VAE, pair: LinearPair, images: Tensor) -> Tensor:
     q = model.encode(images)
     mean, variance = q.loc.cpu().double(), q.scale.cpu().double().square()
     x = images.flatten(1).cpu().double()
-    at_mean = gaussian_log_likelihood(x, mean @ pair.W.T + pair.b, model.sigma)
+    at_mean = gaussian_log_likelihood(x, mean @ pair.W.T + pair.b, pair.sigma)
     kl = 0.5 * (mean.square() + variance - 1 - variance.log()).sum(1)
-    return at_mean - (variance @ pair.W.square().sum(0)) / (2 * model.sigma**2) - kl
+    return at_mean - (variance @ pair.W.square().sum(0)) / (2 * pair.sigma**2) - kl
 
 
 def log_ratio(model: VAE, x: Tensor, u: Tensor, loc: Tensor | float, scale: Tensor | float) -> Tensor:
     """log p(x, z) − log N(z; loc, scale²) at z = loc + scale u, for rows x [n, 1, 28, 28] and u [n, m]; [n]."""
     z = loc + scale * u
     log_scale = scale.log().sum(-1) if isinstance(scale, Tensor) else u.shape[-1] * math.log(scale)
-    # The two log 2π of prior and proposal cancel.
-    return model.log_likelihood(x, z) + 0.5 * (u.square() - z.square()).sum(-1) + log_scale
+    return model.log_likelihood(x, z) + log_prior_ratio(z, u, log_scale)
 
 
 @torch.no_grad()
