@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import build_model
 
-from vae.networks import VAE, Decoder, Encoder, count_parameters, full_precision, linear_pair
+from vae.networks import Encoder, count_parameters, full_precision, linear_pair
 
 
 def test_parameter_counts():
@@ -70,9 +70,3 @@ def test_linear_pair_gives_the_maps():
     )
     assert linear_pair(build_model("model=deep")) is None
     assert linear_pair(build_model("model.decoder.output=sigmoid")) is None
-
-
-def test_sigma_must_be_positive():
-    encoder, decoder = Encoder(2), Decoder(2)
-    with pytest.raises(ValueError, match=r"model\.sigma"):
-        VAE(encoder, decoder, latent_dim=2, sigma=0.0)
