@@ -21,6 +21,7 @@ from vae.chain import Course
 from vae.compare import compare
 from vae.comparison import Compared
 from vae.errors import UserError
+from vae.likelihoods import Gaussian
 from vae.runs import load_run
 from vae.train import train
 
@@ -183,10 +184,14 @@ def test_the_verdict_follows_the_figures(compared: list[Compared]) -> None:
     assert "the paired difference is 40.00 ±" in told
     assert "cannot be told apart" in verdict.elbo([changed(a, test__elbo=10.0), changed(b, test__elbo=10.01)])[0]
     assert "A uses 5 of 8" in verdict.latents(changed(a, test__collapsed=3.0))
-    below = verdict.against_linear(changed(b, train__elbo=b.oracle.train_elbo - 7))
+    below = verdict.against_linear(changed(b, train__elbo=b.oracle.train_elbo - 7), b.oracle.train_elbo)
     assert "7.00 nats below the best linear pair" in below
-    assert "7.00 nats above" in verdict.against_linear(changed(b, train__elbo=b.oracle.train_elbo + 7))
-    assert "something is wrong" in verdict.against_linear(changed(a, train__elbo=a.oracle.train_elbo + 1000))
+    assert "7.00 nats above" in verdict.against_linear(
+        changed(b, train__elbo=b.oracle.train_elbo + 7), b.oracle.train_elbo
+    )
+    assert "something is wrong" in verdict.against_linear(
+        changed(a, train__elbo=a.oracle.train_elbo + 1000), a.oracle.train_elbo
+    )
 
 
 def test_samples_are_judged_only_by_what_was_measured(compared: list[Compared]) -> None:
@@ -227,8 +232,8 @@ def test_what_must_not_be_concluded(compared: list[Compared]) -> None:
     assert verdict.seeds([a, a]) == []
     assert not any("differs" in line for line in verdict.cautions(compared))
     wide = dataclasses.replace(b, run=dataclasses.replace(b.run, model=load_run(b.run.folder).model))
-    wide.run.model.sigma = 0.5
-    (line,) = [line for line in verdict.cautions([a, wide]) if line.startswith("model.sigma differs")]
+    wide.run.model.likelihood = Gaussian(0.5)
+    (line,) = [line for line in verdict.cautions([a, wide]) if line.startswith("sigma differs")]
     assert "366.4 at 0.25, -177.0 at 0.5" in line
 
 

@@ -16,6 +16,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from test_estimators import at_optimum
 
+from vae.compare import compare
+from vae.comparison import common_data
 from vae.data import as_images
 from vae.errors import MachineError, UserError
 from vae.evaluate import evaluate
@@ -337,3 +339,52 @@ def test_settings_are_shown_without_heavy_imports(tmp_path):
     assert time.perf_counter() - started < 5  # 0.4 s on an idle machine
     heavy = "import sys, vae.evaluate; print([m for m in ('torch', 'lightning') if m in sys.modules])"
     assert python("-c", heavy) == "[]\n"
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run on zeros and ones, and a linear one with a learned sigma on dequantised pixels."""
+    folder, short = tmp_path_factory.mktemp("others"), ["model.latent_dim=3", "trainer.max_epochs=20"]
+    bernoulli = ["model=deep", "likelihood=bernoulli", "data.pixels=binarised", "optimizer.lr=0.003"]
+    learned = ["likelihood=learned_sigma", "data.pixels=dequantised", "optimizer.lr=0.01"]
+    return {
+        "bernoulli": trained(folder / "bernoulli", *bernoulli, *short),
+        "learned": trained(folder / "learned", *learned, *short),
+    }
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "learned"])
+def test_other_likelihoods_are_judged_by_the_same_code(others: dict[str, Path], name: str, tmp_path: Path):
+    options = [*SMALL, f"classifier.folder={tmp_path}", "accelerator=cpu", "ais.images=10", "ais.distributions=30"]
+    figures = evaluate(settings("evaluate", f"run={others[name]}", "samples.kind=noisy", *options))
+    trained_figures = json.loads((others[name] / "metrics.json").read_text())
+    assert figures["test/elbo"] == pytest.approx(trained_figures["test/elbo"], abs=1e-2)
+    assert figures["iwae/K=1"] < figures["iwae/K=100"]
+    assert ("exact/log_p" in figures) == (name == "learned")
+    if name == "bernoulli":
+        assert -784 < figures["test/elbo"] < 0  # a probability of 784 pixels, better than tossing a coin
+        assert not any(key.startswith("bits/") for key in figures)
+        return
+    assert figures["exact/log_p"] <= figures["oracle/test_elbo"] + 30  # its optimum is that of the training split
+    assert figures["test/elbo"] < figures["exact/log_p"]
+    bits = -figures["test/elbo"] / 784 / 0.6931471805599453 + 8
+    assert figures["bits/test/elbo"] == pytest.approx(bits)
+    assert figures["bits/exact/log_p"] < bits
+    assert f"{bits:.4f}" in table(figures)
+
+
+def test_runs_on_other_pixels_are_not_paired(others: dict[str, Path]):
+    with pytest.raises(UserError, match=r"digits, dequantised pixels, by density.*digits, binarised pixels, by prob"):
+        evaluate(settings("evaluate", f"run={others['bernoulli']}", f"against={others['learned']}"))
+    with pytest.raises(UserError, match=r"data\.pixels is binarised"):
+        common_data([load_run(run) for run in others.values()])
+
+
+def test_runs_of_other_likelihoods_compare_on_one_page(others: dict[str, Path], tmp_path: Path):
+    """No closed form, no sigma: the page says nothing of either."""
+    copy_of(others["bernoulli"], tmp_path / "copy")
+    folders = f"runs=[{others['bernoulli']},{tmp_path / 'copy'}]"
+    page = compare(settings("compare", folders, f"out={tmp_path / 'out'}")).read_text()
+    assert "Bernoulli" in page
+    assert "linear pair" not in page
+    assert "oracle" not in (tmp_path / "out" / "comparison.json").read_text()

@@ -27,7 +27,8 @@ from vae.settings import leaves
 
 IMAGES, SAMPLES, STEPS, MOST = 16, 64, 100, 24
 TERMS = ("elbo", "log_likelihood", "kl")
-PACE = ("root", "batch_size", "eval_batch_size")  # settings of the data that leave the images as they are
+# settings of the data that leave the images as they are
+PACE = ("root", "batch_size", "batches_per_block", "eval_batch_size")
 # settings that name no run, as they leave alone what it learns (or, the model's name, come first anyway) …
 UNNAMED = ("callbacks.", "logger.", "resume", "model.name", "data.root", "data.eval_batch_size", "trainer.")
 LEARNT = ("trainer.max_", "trainer.precision", "trainer.gradient_", "trainer.accumulate_")  # … but for these

@@ -34,6 +34,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     # 1. How likely are the test images? One value an image, so that two runs compare image by image.
     values, found = evaluation.likelihoods(model, images, settings)
     figures |= evaluation.means(values) | found
+    if data.noise == "dequantised":
+        figures |= evaluation.bits_per_dimension(figures)
     if other is not None:
         figures["against"] = str(other.folder)
         figures |= evaluation.paired(values, evaluation.likelihoods(other.model, images, settings)[0])

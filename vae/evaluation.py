@@ -4,7 +4,9 @@
 gives the same figures whether the others run or not.
 """
 
+import math
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from vae.data import ImageDataModule
 from vae.errors import UserError
 from vae.estimators import Estimate
 from vae.module import COLLAPSED, INACTIVE
-from vae.networks import VAE, linear_pair
+from vae.networks import PIXELS, VAE, linear_pair
 from vae.runs import BEST, Run, load_data, load_run
 from vae.settings import EVALUATE_RULES, leaves, out_of_rule
 
@@ -50,10 +52,10 @@ def opened(config: DictConfig) -> tuple[Settings, Run, Run | None, ImageDataModu
                 problems += [f"{key}: {line}" for line in error.problems]
     run, other = runs["run"], runs["against"]
     if run is not None and other is not None:
-        names = [one.config.get("data", {}).get("name") for one in (run, other)]
-        if names[0] != names[1]:
+        seen = [images_of(one) for one in (run, other)]
+        if seen[0] != seen[1]:
             problems.append(
-                f"against={settings['against']} was trained on {names[1]}, run={settings['run']} on {names[0]}"
+                f"against={settings['against']} was trained on {seen[1]}, run={settings['run']} on {seen[0]}"
             )
     problems += [f"{key}: {problem}" for key, one in runs.items() if one and (problem := unfit(one, key == "run"))]
     n, k = settings["samples"]["n"], settings["samples"]["k"]
@@ -69,6 +71,13 @@ def opened(config: DictConfig) -> tuple[Settings, Run, Run | None, ImageDataModu
         if one is not None:
             one.model.requires_grad_(False)
     return settings, run, other, data
+
+
+def images_of(run: Run) -> str:
+    """What its figures are about: the data set, its pixels, and whether they are nats of a density."""
+    data = run.config.get("data", {})
+    kind = "density" if run.model.likelihood.density else "probability"
+    return f"{data.get('name')}, {data.get('pixels', 'grey')} pixels, by {kind}"
 
 
 def unfit(run: Run, written: bool) -> str | None:
@@ -163,6 +172,15 @@ def means(values: Values) -> Figures:
     """Mean and standard error of every value."""
     estimates = {key: Estimate.of(value) for key, value in values.items()}
     return {k: v for key, (mean, se) in estimates.items() for k, v in ((key, mean), (f"{key}_se", se))}
+
+
+def bits_per_dimension(figures: Figures) -> Figures:
+    """`bits/<key>` of every mean log density of pixels (x + u)/256: of the 256 grey levels themselves, from above.
+
+    −log₂ p(x) / D + 8 (Theis et al. 2016, arXiv:1511.01844, section 3.1).
+    """
+    keys = [key for key in figures if re.fullmatch(r"test/elbo|(exact|ais)/log_p|iwae/K=\d+", key)]
+    return {f"bits/{key}": 8 - figures[key] / (PIXELS * math.log(2)) for key in keys}
 
 
 def paired(values: Values, others: Values) -> Figures:

@@ -65,6 +65,9 @@ def likelihood_rows(f: Figures) -> Iterator[str]:
             yield row(f"L_{f['iwae/K'][-1]}", f, "ais/iwae")
         if "ais/exact_log_p" in f:
             yield row("log p(x), exact", f, "ais/exact_log_p")
+    for key in f:
+        if key.startswith("bits/"):
+            yield row("bits per dimension, at most", f, key, f"from {key.removeprefix('bits/')}", 4)
 
 
 def collapse_rows(f: Figures) -> Iterator[str]:
@@ -119,7 +122,7 @@ def chain_rows(f: Figures) -> Iterator[str]:
 
 
 def sample_rows(f: Figures) -> Iterator[str]:
-    kinds = {"mean": "f(z)", "clipped": "f(z) clipped to [0, 1]", "noisy": "f(z) with noise of sigma"}
+    kinds = {"mean": "f(z)", "clipped": "f(z) clipped to [0, 1]", "noisy": "draws of p(x|z)"}
     kind = kinds[f["samples/kind"]]
     yield f"samples: {f['samples/n']:,} of {kind} against as many test images; floor: train against test"
     yield f"(features of a classifier with {f['classifier/test_accuracy']:.2%} on test, k = {f['samples/k']})"
