@@ -108,6 +108,12 @@ RULES: dict[str, Rule] = {
     "optimizer.lr": number(0, 1e3, "a number greater than 0 and less than 1000"),
     "optimizer.betas": (betas, "two numbers from 0 up to, but not including, 1, such as [0.9,0.99]"),
     "optimizer.fused": one_of(True, False),
+    "scheduler.milestones": (
+        lambda v: isinstance(v, list) and v == sorted(v) and all(integer(1, 10**9)[0](e) for e in v),
+        "a rising list of epochs such as [15,25]",
+    ),
+    "scheduler.gamma": number(0, 1e3, "a number greater than 0 and less than 1000"),
+    "optimizer.eps": number(0, 1, "a number greater than 0 and less than 1"),
     "scheduler.T_max": integer(1, 10**9),
     "scheduler.factor": number(0, 1e3, "a number greater than 0 and less than 1000"),
     "scheduler.total_iters": integer(0, 10**9),
