@@ -75,8 +75,8 @@ class ImageDataModule(L.LightningDataModule):
 
     Training batches come in blocks of `batches_per_block`, which the training step takes apart.
     The validation split is `val_size` training images drawn with `val_seed`, the same for every run whatever its
-    own seed. The test files are opened by testing alone. Raises ValueError for sizes that do not fit the data, and
-    `prepare_data` MachineError where the files cannot be had.
+    own seed. The test files are opened by testing alone. Raises ValueError for another name and for sizes that do not
+    fit the data, and `prepare_data` MachineError where the files cannot be had.
     """
 
     def __init__(
@@ -91,6 +91,8 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if name not in SOURCES:
+            raise ValueError(f"data.name={name} must be {' | '.join(SOURCES)}")
         self.source, self.root = SOURCES[name], Path(root)
         train_size = self.source.train_images - val_size
         if train_size < 1:

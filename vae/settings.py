@@ -18,7 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 from vae.errors import UserError
 from vae.networks import ACTIVATIONS, OUTPUTS
 from vae.runs import discard_empty_run
-from vae.sources import SOURCES
 
 Rule = tuple[Callable[[Any], bool], str]  # what a value must satisfy, and that in words
 
@@ -71,6 +70,7 @@ RULES: dict[str, Rule] = {
         "[<run folder>,<run folder>]",
     ),
     "out": (text, "a folder"),
+    "allow": (lambda v: isinstance(v, list) and all(map(text, v)), "a list of modules such as [mine.networks]"),
     "seed": integer(0, 2**32 - 1),
     "threads": (lambda v: v is None or integer(1, 1024)[0](v), "an integer from 1 to 1024, or null"),
     "compile": one_of(True, False),
@@ -85,7 +85,7 @@ RULES: dict[str, Rule] = {
     "model.*.activation": one_of(*ACTIVATIONS),
     "model.decoder.output": one_of(*OUTPUTS),
     "model.encoder.log_sd_range": (log_sd_range, "[low,high] with low < high, or null"),
-    "data.name": one_of(*SOURCES),
+    "data.name": (text, "a data set's name"),  # which ones there are is known once the data's class is imported
     "data.root": (text, "a folder"),
     "data.batch_size": integer(1, 60_000),
     "data.batches_per_block": integer(1, 60_000),
@@ -120,7 +120,7 @@ EVALUATE_RULES: dict[str, Rule] = {
     "against": (lambda v: v is None or text(v), "a second run folder, or null"),
     "seed": integer(0, 2**32 - 1),
     "accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
-    "allow": (lambda v: isinstance(v, list) and all(map(text, v)), "a list of modules such as [mine.networks]"),
+    "allow": RULES["allow"],
     "data.root": (lambda v: v is None or text(v), "a folder, or null for the one that the run has"),
     "batch_size": integer(1, 60_000),
     "elbo.samples": integer(1, 1000),
