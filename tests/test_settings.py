@@ -53,6 +53,8 @@ def test_every_experiment_composes_and_builds(tmp_path: Path, experiment: str):
         ("data.batch_size=100000", "data.batch_size=100000 must be an integer from 1 to 60000"),
         ("data.batch_size=450", "data.batch_size=450 is more than the 400 images to train on"),
         ("data.val_size=500", "data.val_size=500 leaves none of 500 images to train on"),
+        ("data.name=mnst", "data.name=mnst must be mnist | fashion_mnist | kmnist | digits"),
+        ("data.name=[mnist]", "data.name=['mnist'] must be a data set's name"),
         ("model.encoder.hidden=[10,0]", "model.encoder.hidden=[10, 0] must be a list of at most 16 layer widths"),
         ("model.encoder.log_sd_range=[2,-7]", "model.encoder.log_sd_range=[2, -7] must be [low,high] with low < high"),
         ("model.decoder.output=sigmod", "did you mean sigmoid?"),

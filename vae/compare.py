@@ -26,8 +26,9 @@ def compare(config: DictConfig) -> Path:
     # 1. The runs, and whether they can be put side by side.
     if problems := Builder(config).problems:
         raise UserError(*problems)
-    chosen = comparison.open_runs(config.runs)
-    data = comparison.common_data(chosen)
+    allow = tuple(config.get("allow", ()))
+    chosen = comparison.open_runs(config.runs, allow)
+    data = comparison.common_data(chosen, allow)
 
     # 2. Every figure and picture, on the same inputs.
     compared = comparison.compare_runs(chosen, data)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from vae.errors import UserError
 from vae.module import COLLAPSED, SplitSums
 from vae.networks import count_parameters, linear_pair
 from vae.ppca import PPCA
-from vae.runs import LAST, Run, load_run, read_checkpoint
+from vae.runs import LAST, Run, load_data, load_run, read_checkpoint
 from vae.settings import leaves
 
 IMAGES, SAMPLES, STEPS, MOST = 16, 64, 100, 24
@@ -78,7 +77,7 @@ def standard_error(values: Tensor) -> float:
 # --- which runs ------------------------------------------------------------------------------------------------
 
 
-def open_runs(named: Sequence[str] | str) -> list[Run]:
+def open_runs(named: Sequence[str] | str, allow: tuple[str, ...] = ()) -> list[Run]:
     """The runs of these folders; a folder of run folders (a sweep) stands for those in it that kept a checkpoint.
 
     Raises UserError with a line for each folder that is no run, and where fewer than two or too many are left.
@@ -90,7 +89,7 @@ def open_runs(named: Sequence[str] | str) -> list[Run]:
             try:
                 if folder.resolve() in opened:
                     raise UserError(f"{folder} is named twice")
-                opened[folder.resolve()] = load_run(folder)
+                opened[folder.resolve()] = load_run(folder, allow=allow)
             except UserError as error:
                 problems += [f"runs: {problem}" for problem in error.problems]
     if not problems and not 2 <= len(opened) <= MOST:
@@ -108,7 +107,7 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(below, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(12), str(path))) or [folder]
 
 
-def common_data(runs: Sequence[Run]) -> ImageDataModule:
+def common_data(runs: Sequence[Run], allow: tuple[str, ...] = ()) -> ImageDataModule:
     """The images that all runs share, all three splits open. Raises UserError, by name, for runs without any."""
     problems = []
     first, *others = (described_data(run) for run in runs)
@@ -119,15 +118,10 @@ def common_data(runs: Sequence[Run]) -> ImageDataModule:
                 problems.append(f"runs do not compare: {key} is {a} in {runs[0].folder} and {b} in {run.folder}")
     if problems:
         raise UserError(*problems)
-    node = runs[0].config.data
-    if not str(node.get("_target_")).startswith("vae."):
-        raise UserError(
-            f"runs: {runs[0].folder} has data._target_: {node.get('_target_')}, which is not of this project"
-        )
-    data: ImageDataModule = instantiate(node, _convert_="all")
-    data.prepare_data()
-    data.setup("test")
-    return data
+    try:
+        return load_data(runs[0].config, allow=allow)
+    except UserError as error:
+        raise UserError(*(f"runs: {runs[0].folder}: {line}" for line in error.problems)) from error
 
 
 @torch.no_grad()

@@ -79,8 +79,8 @@ class ImageDataModule(L.LightningDataModule):
     `pixels` says what the model sees: grey x/255; dequantised (x + u)/256; binarised, 1 with probability x/255. The
     noise u ~ U[0, 1) is fresh in every training step and fixed for each image elsewhere.
     The validation split is `val_size` training images drawn with `val_seed`, the same for every run whatever its
-    own seed. The test files are opened by testing alone. Raises ValueError for sizes that do not fit the data, and
-    `prepare_data` MachineError where the files cannot be had.
+    own seed. The test files are opened by testing alone. Raises ValueError for another name and for sizes that do not
+    fit the data, and `prepare_data` MachineError where the files cannot be had.
     """
 
     def __init__(
@@ -96,6 +96,8 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if name not in SOURCES:
+            raise ValueError(f"data.name={name} must be {' | '.join(SOURCES)}")
         self.source, self.root = SOURCES[name], Path(root)
         train_size = self.source.train_images - val_size
         if train_size < 1:

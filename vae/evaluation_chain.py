@@ -18,7 +18,7 @@ def chains(model: VAE, classifier: Classifier, settings: Settings) -> Figures:
     generator = generator_of(settings["seed"], model.device)
     start = torch.randn(n, model.latent_dim, generator=generator, device=model.device)
     kept = max(1, min(n, 2**25 // (steps * model.latent_dim)))  # chains whose every state is kept: 128 MiB
-    followed = min(n, 100)  # chains whose every digit is classified for 100 steps
+    followed = min(n, 100)  # chains whose every image is classified for 100 steps
     path, states, looks, classes = [], [], [], []
     for t, (z, frame) in enumerate(bar("chain")(chain.run_chain(model, start, steps, generator))):
         if not (torch.isfinite(z).all() and torch.isfinite(frame).all()):

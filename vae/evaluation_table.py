@@ -105,8 +105,8 @@ def chain_rows(f: Figures) -> Iterator[str]:
     yield row("prior moved by one step, nats", f, "chain/one_step_kl", note, 4)
     yield f"{'step':<34}" + "".join(f"{t:>8}" for t in f["chain/t"])
     yield f"{'  drift from the prior, nats':<34}" + "".join(f"{d:>8.2f}" for d in f["chain/drift_t"])
-    for digit, shares in enumerate(zip(*f["chain/classes_t"], strict=True)):
-        yield f"{f'  share of class {digit}':<34}" + "".join(f"{share:>8.2f}" for share in shares)
+    for label, shares in enumerate(zip(*f["chain/classes_t"], strict=True)):
+        yield f"{f'  share of class {label}':<34}" + "".join(f"{share:>8.2f}" for share in shares)
     yield row("class changes per step", f, "chain/class_changes", digits=3)
     yield row("classes a chain visits in 100 steps", f, "chain/classes_visited", digits=1)
     if not f["chain/finite"]:

@@ -1,4 +1,4 @@
-"""What the pictures share: colours, tiles of digits, PNG bytes."""
+"""What the pictures share: colours, tiles of images, PNG bytes."""
 
 import io
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ def tile(images: "Tensor", columns: int, gap: int = 2) -> np.ndarray:
 
 
 def show_tile(axes: Axes, images: "Tensor", columns: int, title: str = "") -> None:
-    """Draw a tile of digits without axes."""
+    """Draw a tile of images without axes."""
     axes.imshow(tile(images, columns), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()

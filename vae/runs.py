@@ -122,7 +122,7 @@ def load_data(config: DictConfig, root: str | None = None, allow: tuple[str, ...
     try:
         data = instantiate(settings, _convert_="all", **({} if root is None else {"root": root}))
     except Exception as error:
-        raise UserError(f"its data settings cannot be used ({str(error).splitlines()[0]})") from error
+        raise UserError(f"its data settings cannot be used ({' '.join(str(error).split())})") from error
     data.prepare_data()
     data.setup("test")
     return data

