@@ -9,7 +9,7 @@ from conftest import build_model, set_linear, settings
 from hydra.utils import instantiate
 from torch import Tensor, distributions
 
-from vae.chain import run_chain
+from vae.chain import follow, run_chain
 from vae.data import ImageDataModule, as_images
 from vae.errors import UserError
 from vae.likelihoods import Bernoulli, Gaussian, Likelihood
@@ -123,6 +123,19 @@ def test_the_chain_draws_from_the_likelihood():
     assert fed[0].unique().tolist() == [0, 1]
     assert (fed[0].mean(0) - states[0][1][0]).abs().mean() < 0.03
     assert linear_pair(model) is None
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(0.3), Bernoulli(), Laplace()], ids=lambda each: type(each).__name__)
+def test_a_chain_that_diverges_is_reported_by_any_likelihood(likelihood: Likelihood):
+    """Some chains run away, the others go on."""
+    model = build_model("model.latent_dim=2", "likelihood=learned_sigma")
+    model.likelihood = likelihood
+    start = torch.zeros(4, 2)
+    start[1] = math.inf
+    states = list(run_chain(model, start, 3, torch.Generator().manual_seed(0)))
+    for z, frame in states[1:]:
+        assert z.isfinite().all(1).tolist() == frame.isfinite().flatten(1).all(1).tolist() == [True, False, True, True]
+    assert follow(model, start, 3).finite_steps == 0
 
 
 def test_what_makes_no_sense_is_refused_by_name(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,51 @@ def test_every_train_command_of_the_readme_composes(tmp_path: Path):
     """Each `python -m vae.train …` line of the README is a set of overrides that Hydra takes."""
     from conftest import settings
 
-    commands = re.findall(r"python -m vae\.train ([^\n`#]*)", README)
+    own = README.split("## Build on it")[1].split("\n## ")[0]  # names what a reader adds first; its own test runs it
+    commands = re.findall(r"python -m vae\.train ([^\n`#]*)", README.replace(own, ""))
     assert len(commands) >= 5
     for command in commands:
         overrides = [o for o in command.split() if o not in ("-m", "--multirun") and not o.startswith("hydra")]
         if not any(o.startswith("resume=") for o in overrides):
             single = [re.sub(r",[^=\]]*$", "", o) if "[" not in o else o for o in overrides]  # one job of a sweep
             assert settings(*single).model.latent_dim > 0
+
+
+def test_what_the_readme_adds_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The files of "Build on it" word for word, its commands, and the commands that open such a run later."""
+    section = README.split("## Build on it")[1].split("\n## ")[0]
+    for name in ("conf", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    files = re.findall(r"`([\w./]+)`[^`]*:\n\n```(?:yaml|python)\n(.*?)```", section, re.DOTALL)
+    assert len(files) == 5
+    for name, text in files:
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    import vae
+    from vae.compare import compare
+    from vae.errors import UserError
+    from vae.train import train
+
+    commands = re.findall(r"python -m vae\.train ([^\n`]*)\n", section)
+    assert len(commands) == 4
+    folders = []
+    with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
+        for number, command in enumerate(commands):
+            config = compose("train", command.split())
+            folders.append(tmp_path / "outputs" / str(number))
+            (folders[-1] / ".hydra").mkdir(parents=True)
+            OmegaConf.save(config, folders[-1] / ".hydra" / "config.yaml")
+            metrics = train(config, folders[-1])
+            assert metrics["train/elbo"] > -200, command  # it has learned: untrained pairs are below −1000
+        with pytest.raises(UserError, match=r"mine\.Residual is refused"):
+            vae.load_run(folders[0])
+        run = vae.load_run(folders[0], allow=("mine",))
+        assert type(run.model.encoder).__name__ == "Residual"
+        runs = f"runs=[{folders[0]},{folders[1]}]"
+        page = compare(compose("compare", [runs, "allow=[mine]", f"out={tmp_path / 'page'}"]))
+    assert "Laplace" in page.read_text()

@@ -20,12 +20,20 @@ from vae.networks import VAE, LinearPair, linear_pair
 def run_chain(
     model: VAE, z: Tensor, steps: int, generator: torch.Generator | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (z_t [n, m], f(z_t) [n, 1, 28, 28]) for t = 0 … steps, from the latents z."""
+    """Yield (z_t [n, m], f(z_t) [n, 1, 28, 28]) for t = 0 … steps, from the latents z.
+
+    A chain that has left the finite numbers is NaN from there on, whatever its likelihood makes of such numbers.
+    """
     for t in range(steps + 1):
         output = model.output(z)
-        yield z, model.likelihood.mean(output)
+        lost = ~output.isfinite().flatten(1).all(1)  # [n]
+        output[lost] = 0
+        frame = model.likelihood.mean(output).clone()
+        frame[lost] = math.nan
+        yield z, frame
         if t < steps:
             z = draw(model.encode(model.likelihood.draw(output, generator)), generator)
+            z[lost] = math.nan
 
 
 def drift(z: Tensor) -> float:
@@ -50,9 +58,10 @@ def local_gain(model: VAE, z: Tensor) -> Tensor:
     def mean_map(state: Tensor) -> Tensor:
         return model.encode(model.mean_image(state[None])).loc[0]
 
-    jacobian = torch.func.vmap(torch.func.jacrev(mean_map))(z)  # [n, m, m]
+    there = z.isfinite().all(1)
+    jacobian = torch.func.vmap(torch.func.jacrev(mean_map))(z.where(there[:, None], 0))  # [n, m, m]
     jacobian = jacobian.detach().cpu()
-    finite = torch.isfinite(jacobian).flatten(1).all(1)
+    finite = there.cpu() & jacobian.isfinite().flatten(1).all(1)
     gain = torch.full((len(z),), float("nan"))
     if finite.any():
         gain[finite] = torch.linalg.eigvals(jacobian[finite].double()).abs().amax(1).float()
