@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from conftest import ROOT, settings
 from test_interruption import free
 from test_train import QUIET
 
-from vae.errors import UserError
+from vae.errors import MachineError, UserError
 from vae.module import LitVAE
 from vae.runs import saved_config
 from vae.train import resumed, train
@@ -218,6 +219,15 @@ def test_figures_go_on_beside_a_tensorboard_that_fails(
     assert "Traceback" not in capsys.readouterr().err
     assert (tmp_path / "figures" / "posterior_collapse.png").exists()
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_a_logger_that_cannot_begin_is_told_before_training(tmp_path: Path):
+    (tmp_path / "tensorboard").write_text("a file where the folder should be")
+    hook = threading.excepthook
+    with pytest.raises(MachineError, match=r"^logger: .*tensorboard.*; logger=none trains without one$"):
+        run(tmp_path, 1)
+    assert threading.excepthook is hook
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.fixture

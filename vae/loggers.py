@@ -63,6 +63,7 @@ class Dashboard(Logger):
                 with LOCK if isinstance(self._logger, MLFlowLogger) else contextlib.nullcontext():
                     self._open(self._logger)
         except Exception as error:
+            threading.excepthook = self._excepthook
             kind = MachineError if isinstance(error, OSError) else UserError
             raise kind(f"logger: {first_line(error)}; logger=none trains without one") from error
         return self
@@ -158,7 +159,8 @@ def log_histogram(logger: Any, name: str, values: Tensor, step: int) -> None:
     elif isinstance(logger, WandbLogger):
         import wandb
 
-        logger.log_metrics({name: wandb.Histogram(values.tolist())}, step)  # type: ignore[dict-item]
+        histogram: Any = wandb.Histogram(values.tolist())
+        logger.log_metrics({name: histogram}, step)
 
 
 def rows_until(path: Path, resume: Path) -> list[dict[str, Any]]:
