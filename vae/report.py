@@ -1,17 +1,11 @@
-"""The final figures of a run: the ones beside the ELBO, the log's last entry, the table on the screen."""
-
-from pathlib import Path
-from typing import Any
+"""The final figures of a run: the ones beside the ELBO, the table on the screen."""
 
 import lightning.pytorch as L
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from vae.callbacks.chain_video import ChainVideo
 from vae.data import SPLITS, ImageDataModule
 from vae.module import LitVAE
 from vae.networks import VAE, count_parameters
-from vae.runs import read_checkpoint
-from vae.settings import leaves
 
 
 def figures(task: LitVAE, data: ImageDataModule, callbacks: list[L.Callback]) -> dict[str, float]:
@@ -35,31 +29,6 @@ def figures(task: LitVAE, data: ImageDataModule, callbacks: list[L.Callback]) ->
         if isinstance(callback, ChainVideo):
             found |= callback.figures
     return found
-
-
-def continued(config: dict[str, Any], resume: Path | None) -> dict[str, int]:
-    """Of TensorBoard's writer: points that a killed run logged after the checkpoint are not to be shown twice."""
-    tensorboard = str((config.get("logger") or {}).get("_target_", "")).endswith("TensorBoardLogger")
-    return {"purge_step": read_checkpoint(resume)["global_step"] + 1} if resume and tensorboard else {}
-
-
-def log_final(loggers: list[Logger], config: dict[str, Any], metrics: dict[str, float], step: int) -> None:
-    """Hyperparameters and final figures, for TensorBoard's HPARAMS tab.
-
-    Final train and val figures belong to the kept checkpoint, so they get the prefix `final/`: under their own
-    names they would add a point to the curves.
-    """
-    curves = ("train/", "val/")
-    final = {f"final/{k}" if k.startswith(curves) else k: v for k, v in metrics.items()}
-    shown = {k: v for k, v in leaves(config) if isinstance(v, int | float | str) and not k.startswith("callbacks.")}
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(shown, final, step)
-        else:
-            logger.log_hyperparams(shown)
-            logger.log_metrics(final, step)
-        logger.save()
-        logger.finalize("success")  # closes the event file and ends the thread that writes it
 
 
 def table(model: VAE, metrics: dict[str, float]) -> str:

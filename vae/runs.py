@@ -87,8 +87,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def saved_config(folder: Path, overrides: Sequence[str]) -> DictConfig:
     """The settings of a run to resume, with the other overrides of the command line on top."""
     config = read_config(folder)
-    changes = [o.lstrip("+") for o in overrides if not o.startswith("resume=")]
-    refused = [change for change in changes if change.split("=")[0].split(".")[0] in FIXED]
+    changes = [o.lstrip("+").replace("logger=none", "logger=null") for o in overrides if not o.startswith("resume=")]
+
+    def fixed(change: str) -> bool:
+        key, _, value = change.partition("=")
+        whole_group = OmegaConf.is_config(config.get(key)) and value != "null"  # logger=wandb
+        return whole_group or key.split(".")[0] in FIXED
+
+    refused = [change for change in changes if fixed(change)]
     if refused:
         raise UserError(*(f"{change} cannot be changed while resuming {folder}" for change in refused))
     return DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)))

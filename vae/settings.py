@@ -132,6 +132,10 @@ RULES: dict[str, Rule] = {
     "logger.name": (lambda v: isinstance(v, str), "text"),
     "logger.version": (text, "text"),
     "logger.default_hp_metric": one_of(False),
+    "logger.project": (text, "text"),
+    "logger.offline": one_of(True, False),
+    "logger.experiment_name": (text, "text"),
+    "logger.tracking_uri": (text, "a database such as sqlite:///outputs/mlflow.db, or a server"),
 }
 # The settings of evaluate, all of them.
 EVALUATE_RULES: dict[str, Rule] = {
@@ -205,7 +209,10 @@ class Builder:
         except Exception as error:  # a constructor's own refusal, Lightning's or torch's
             cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
             line = first_line(cause)
-            self.problems.append(line if line.startswith(f"{key}.") else f"{key}: {line}")
+            if key == "logger" and isinstance(cause, ModuleNotFoundError):
+                extra = node["_target_"].rpartition(".")[2].removesuffix("Logger").lower()
+                line = f"logger={extra} needs: pip install -e .[{extra}]"
+            self.problems.append(line if line.startswith((f"{key}.", f"{key}=")) else f"{key}: {line}")
             return None
 
     def seed(self) -> None:

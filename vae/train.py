@@ -37,7 +37,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     # Heavy imports wait until a run starts, so that --help answers at once.
     import torch
 
-    from vae import files, report, runs
+    from vae import files, loggers, report, runs
     from vae.callbacks.interruption import Interruption
     from vae.callbacks.progress import quiet
     from vae.checkpoints import BestAndLast, WholeCheckpointIO
@@ -55,13 +55,15 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     build.problems += senseless(model, data)
     optimizer, scheduler = build("optimizer"), build("scheduler")
     resume = runs.checkpoint_to_resume(folder)
-    logger = build("logger", save_dir=str(folder), **report.continued(build.config, resume))
+    with loggers.LOCK:
+        logger = build("logger", **loggers.arguments(build.config, folder, resume))
+    dashboard = loggers.Dashboard(logger, build.config, folder, resume)
     interruption = Interruption(folder / runs.LAST, build.config["save_every_n_steps"])
     callbacks = [*build.each("callbacks"), interruption, BestAndLast(folder)]
     trainer = build(
         "trainer",
         callbacks=callbacks,
-        logger=logger or False,
+        logger=dashboard,
         plugins=[WholeCheckpointIO()],
         default_root_dir=str(folder),
     )
@@ -82,7 +84,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         files.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
 
     # 3. Training; the checkpoint with the best validation ELBO is kept, and tested.
-    with interruption:
+    with interruption, dashboard:
         trainer.fit(task, data, ckpt_path=resume, weights_only=True)
         trainer.test(task, data, ckpt_path=folder / runs.BEST, weights_only=True, verbose=False)
 
@@ -90,13 +92,17 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         metrics = task.final | report.figures(task, data, callbacks)
         if first:
             files.write_json(folder / "metrics.json", metrics)
-            report.log_final(trainer.loggers, build.config, metrics, trainer.global_step)
+            dashboard.log_final(metrics, trainer.global_step)
             print(report.table(model, metrics), f"run folder: {folder}", sep="\n")
     return metrics
 
 
 def resumed(arguments: list[str]) -> list[str]:
-    """resume=<run folder> works in that folder, and leaves the settings kept in it alone."""
+    """resume=<run folder> works in that folder, and leaves the settings kept in it alone.
+
+    logger=null, for a group of settings beyond Hydra's own grammar, is logger=none.
+    """
+    arguments = ["logger=none" if a == "logger=null" else a for a in arguments]
     folders = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
     return [*arguments, f"hydra.run.dir={folders[-1]}", "hydra.output_subdir=null"] if folders else arguments
 

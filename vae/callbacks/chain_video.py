@@ -31,13 +31,14 @@ class ChainVideo(Picture):
     """
 
     name = "chain"
+    shown = "videos/chain.gif"
 
     def __init__(self, every_n_epochs: int = 0, steps: int = 100) -> None:
         super().__init__(every_n_epochs)
         self.steps = steps
         self.figures: dict[str, float] = {}
 
-    def make(self, trainer: L.Trainer, task: LitVAE, split: str) -> None:
+    def draw(self, trainer: L.Trainer, task: LitVAE, split: str) -> Figure:
         start = prior_codes(CHAINS, task.model.latent_dim).to(task.device)
         course = follow(task.model, start, self.steps, self.generator(task.device))
         frames, drifts, self.figures = course.frames, course.drifts, course.figures
@@ -50,15 +51,9 @@ class ChainVideo(Picture):
         folder = Path(trainer.default_root_dir) / "videos"
         folder.mkdir(parents=True, exist_ok=True)
         write_mp4(folder / "chain.mp4", video)
-        self.publish(trainer, "videos/chain.gif", gif(video))
+        (folder / "chain.gif").write_bytes(gif(video))
         mixing = task.oracle.mixing_steps if task.oracle is not None else None
-        strip = draw_strip(self.title(trainer, task, self._verdict()), frames, drifts, mixing)
-        strip.savefig(self._figure_path(trainer), format="png")
-
-    def _figure_path(self, trainer: L.Trainer) -> Path:
-        path = Path(trainer.default_root_dir) / "figures" / "chain.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return draw_strip(self.title(trainer, task, self._verdict()), frames, drifts, mixing)
 
     def _verdict(self) -> str:
         kept = "finite" if self.figures["chain/finite"] else "NOT finite"

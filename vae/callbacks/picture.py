@@ -1,15 +1,14 @@
-"""What every picture does: its schedule, its file in the run folder, the same bytes to the logger."""
+"""What every picture does: its schedule, its file in the run folder, the same file to the logger."""
 
 import logging
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
-from tensorboard.compat.proto.summary_pb2 import Summary
 
 from vae.figures import png
+from vae.loggers import Dashboard
 from vae.module import LitVAE
 
 log = logging.getLogger(__name__)
@@ -24,6 +23,7 @@ class Picture(L.Callback):
     """
 
     name: str
+    shown: str | None = None  # the file of the run folder that the logger gets; None: the figure
 
     def __init__(self, every_n_epochs: int = 10) -> None:
         self.every_n_epochs = every_n_epochs
@@ -45,19 +45,13 @@ class Picture(L.Callback):
 
     def make(self, trainer: L.Trainer, task: LitVAE, split: str) -> None:
         """Draw, write `figures/<name>.png`, log."""
-        self.publish(trainer, f"figures/{self.name}.png", png(self.draw(trainer, task, split)))
-
-    def publish(self, trainer: L.Trainer, file: str, encoded: bytes) -> None:
-        """Write an encoded PNG or GIF into the run folder and hand the same bytes to the loggers."""
-        path = Path(trainer.default_root_dir) / file
+        folder = Path(trainer.default_root_dir)
+        path = folder / "figures" / f"{self.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded)
+        path.write_bytes(png(self.draw(trainer, task, split)))
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                # add_image would decode and encode again, and cannot take an animation
-                value = Summary.Value(tag=self.name, image=Summary.Image(encoded_image_string=encoded))
-                writer = logger.experiment._get_file_writer()
-                writer.add_summary(Summary(value=[value]), trainer.global_step)
+            if isinstance(logger, Dashboard):
+                logger.log_picture(self.name, folder / self.shown if self.shown else path, trainer.global_step)
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The same noise every time."""

@@ -3,13 +3,13 @@
 import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
 from vae.callbacks.picture import Picture
 from vae.elbo import kl_to_prior
 from vae.figures import COLLAPSED as GREY
 from vae.figures import ORACLE, TRAIN, VAL, new_figure
+from vae.loggers import Dashboard
 from vae.module import COLLAPSED, LitVAE
 from vae.networks import linear_pair
 
@@ -23,9 +23,9 @@ class PosteriorCollapse(Picture):
     def make(self, trainer: L.Trainer, task: LitVAE, split: str) -> None:
         super().make(trainer, task, split)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, Dashboard):
                 kl = self._kl(trainer, task, split)
-                logger.experiment.add_histogram("posterior_collapse/kl_per_latent", kl, trainer.global_step)
+                logger.log_histogram("posterior_collapse/kl_per_latent", kl, trainer.global_step)
 
     def draw(self, trainer: L.Trainer, task: LitVAE, split: str) -> Figure:
         kl = self._kl(trainer, task, split).sort(descending=True).values.cpu().numpy()

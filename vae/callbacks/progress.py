@@ -21,7 +21,8 @@ def quiet() -> None:
     workers, short, tree = ".*does not have many workers.*", ".*is smaller than the logging interval.*", ".*treespec.*"
     ranks = ".*sync_dist=True.*"  # LitVAE adds up over ranks by itself
     folder = "Checkpoint directory"  # a resumed run's is not empty
-    for remark in (workers, short, tree, ranks, folder):
+    rows = "Experiment logs directory"  # vae.loggers puts them back
+    for remark in (workers, short, tree, ranks, folder, rows):
         warnings.filterwarnings("ignore", message=remark)
 
 
