@@ -37,11 +37,19 @@ def fully_connected(widths: Sequence[int], activation: str) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def softly_bounded(value: Tensor, bounds: tuple[float, float] | None) -> Tensor:
+    """The value kept between (low, high): the identity well inside, with a gradient everywhere. None leaves it."""
+    if bounds is None:
+        return value
+    low, high = bounds
+    value = high - F.softplus(high - value)
+    return low + F.softplus(value - low)
+
+
 class Encoder(nn.Module):
     """Fully connected encoder; no hidden layer makes it the lab's baseline.
 
-    `log_sd_range` = (low, high) bounds the log standard deviation softly: the identity well inside, with a
-    gradient everywhere. None leaves it as the last layer gives it.
+    `log_sd_range` = (low, high) bounds the log standard deviation softly; None leaves it as the last layer gives it.
     """
 
     def __init__(
@@ -61,11 +69,7 @@ class Encoder(nn.Module):
 
     def bounded(self, log_sd: Tensor) -> Tensor:
         """log sd within `log_sd_range`, softly."""
-        if self.log_sd_range is None:
-            return log_sd
-        low, high = self.log_sd_range
-        log_sd = high - F.softplus(high - log_sd)
-        return low + F.softplus(log_sd - low)
+        return softly_bounded(log_sd, self.log_sd_range)
 
 
 class Decoder(nn.Module):

@@ -90,6 +90,11 @@ RULES: dict[str, Rule] = {
     "model.likelihood.grey": one_of(True, False),
     "model.*.latent_dim": integer(1, 4096),
     "model.*.hidden": (widths, "a list of at most 16 layer widths up to 8192, such as [512,256]; [] for none"),
+    "model.*.channels": (
+        lambda v: widths(v) and len(v) in (1, 2),
+        "a list of one or two numbers of channels up to 8192, such as [32,32]",
+    ),
+    "model.*.blocks": integer(0, 100),
     "model.*.activation": one_of(*ACTIVATIONS),
     "model.decoder.output": one_of(*OUTPUTS),
     "model.encoder.log_sd_range": (log_sd_range, "[low,high] with low < high, or null"),
