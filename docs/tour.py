@@ -1,7 +1,7 @@
 # %% [markdown]
 # # A tour of a trained run
-# Cells for VS Code, or for Jupyter with jupytext; as a script:
-# `RUN=outputs/<date>/<time>-baseline python docs/tour.py`. Without RUN it takes the newest run. Pictures go to `tour/` in the run folder.
+# Cells for VS Code, or for Jupyter with jupytext. As a script, with the newest run where RUN is not given:
+# `RUN=outputs/<date>/<time>-baseline python docs/tour.py`. Pictures go to `tour/` in the run folder.
 
 # %% The run, its settings and its final figures
 import os

@@ -56,13 +56,8 @@ def traversal_figure(
     offsets = [f"{round(d, 6) + 0:+.1f}" for d in torch.linspace(-span, span, steps).tolist()]  # + 0: no "-0.0"
     title = f"{model.name}: {len(shown)} of {model.latent_dim} latents, one moved at a time"
     figure = new_figure(1.3 + 0.62 * steps, 1.1 + 0.62 * len(shown), title)
-    show_grid(
-        figure,
-        traversals(model, z, shown, span, steps),
-        names,
-        offsets,
-        below,
-    )
+    below = "added to the latent, in standard deviations of the prior"
+    show_grid(figure, traversals(model, z, shown, span, steps), names, offsets, below)
     return figure
 
 
