@@ -14,6 +14,8 @@ from vae.chain import Gaussian
 from vae.elbo import kl_to_prior
 from vae.networks import VAE
 
+COLLAPSED = 0.01  # nats of mean KL below which a latent counts as collapsed
+
 
 class Usage(NamedTuple):
     """What each latent carries, float64."""
@@ -21,6 +23,11 @@ class Usage(NamedTuple):
     kl: Tensor  # [m], mean over images of KL(q(z_i|x) ‖ p(z_i))
     variance: Tensor  # [m], Var_x(E[z_i|x])
     aggregated: Gaussian  # mean and covariance of the aggregated posterior, the mixture of q(z|x) over the images
+
+    @property
+    def in_use(self) -> list[int]:
+        """The latents that are not collapsed, most used first."""
+        return [i for i in self.kl.argsort(descending=True).tolist() if self.kl[i] >= COLLAPSED]
 
     def counts(self, thresholds: Iterable[float]) -> list[tuple[float, int, int]]:
         """(threshold, collapsed, inactive) for each threshold, in nats and in units of prior variance."""

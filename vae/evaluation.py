@@ -25,8 +25,8 @@ from vae.errors import UserError
 from vae.estimators import Estimate
 from vae.module import COLLAPSED, INACTIVE
 from vae.networks import PIXELS, VAE, linear_pair
-from vae.runs import BEST, Run, load_data, load_run
-from vae.settings import EVALUATE_RULES, leaves, out_of_rule
+from vae.runs import Run, diverged, load_data, load_run
+from vae.settings import EVALUATE_RULES, accelerators, not_here, problems_of
 
 Settings = dict[str, Any]
 Figures = dict[str, Any]
@@ -38,10 +38,8 @@ THRESHOLDS = (0.001, 0.01, 0.1, 0.5)
 def opened(config: DictConfig) -> tuple[Settings, Run, Run | None, ImageDataModule]:
     """The settings, the run, the run to compare it with, and their data; UserError tells all problems at once."""
     settings: Settings = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    problems = [p for key, value in leaves(settings) if (p := out_of_rule(key, value, EVALUATE_RULES))]
-    device, problem = choose_device(settings["accelerator"])
-    if problem is not None:
-        problems.append(problem)
+    problems = problems_of(settings, EVALUATE_RULES) + not_here("accelerator", settings["accelerator"])
+    device = accelerators().get(str(settings["accelerator"]), "cpu")
     runs: dict[str, Run | None] = {"run": None, "against": None}
     allow = settings["allow"] if isinstance(settings["allow"], list) else []
     for key in runs:
@@ -82,22 +80,11 @@ def images_of(run: Run) -> str:
 
 def unfit(run: Run, written: bool) -> str | None:
     """Why a run that could be read cannot be evaluated, or None; better said before the work than after it."""
-    if not all(torch.isfinite(weight).all() for weight in run.model.parameters()):
-        return f"{run.folder / BEST} holds weights that are not finite: its training diverged"
+    if problem := diverged(run):
+        return problem
     if written and not os.access(run.folder, os.W_OK):
         return f"{run.folder} cannot be written, and evaluation.json goes there; copy the run elsewhere"
     return None
-
-
-def choose_device(accelerator: Any) -> tuple[str, str | None]:
-    """The device of an accelerator's name, and what is wrong with it."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if accelerator == "auto":
-        return next(device for device, ready in there.items() if ready), None
-    device = {"gpu": "cuda"}.get(accelerator, accelerator)
-    if there.get(device, True):
-        return (device if device in there else "cpu"), None
-    return "cpu", f"accelerator={accelerator}: this machine has none; try accelerator=cpu"
 
 
 def bar(what: str) -> Callable[[Any], Any]:

@@ -45,3 +45,17 @@ def show_tile(axes: Axes, images: "Tensor", columns: int, title: str = "") -> No
     axes.imshow(tile(images, columns), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
+
+
+def show_grid(figure: Figure, images: "Tensor", rows: list[str], columns: list[str], below: str) -> None:
+    """Draw images [rows, columns, 1, h, w], each row and column with its name, `below` what the columns are."""
+    h, w = images.shape[-2:]
+    axes = figure.subplots()
+    axes.imshow(tile(images.flatten(0, 1), len(columns)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_xticks([(w + 2) * i + w / 2 - 0.5 for i in range(len(columns))], columns, fontsize=9)
+    axes.set_yticks([(h + 2) * i + h / 2 - 0.5 for i in range(len(rows))], rows, fontsize=9)
+    axes.set_xlabel(below)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(left=1.2 / width, right=0.99, bottom=0.55 / height, top=1 - 0.35 / height)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vae.collapse import COLLAPSED
 from vae.data import SPLITS, ImageDataModule, as_images
 from vae.elbo import Terms, noise_per_image
 from vae.errors import MachineError
@@ -18,7 +19,6 @@ from vae.networks import VAE
 from vae.objectives import ELBO, IWAE
 from vae.ppca import PPCA
 
-COLLAPSED = 0.01  # nats of mean KL below which a latent counts as collapsed
 INACTIVE = 0.01  # Var_x(E[z_i|x]) below which a unit counts as inactive (Burda et al., arXiv:1509.00519)
 CHECKPOINT_FORMAT = 1
 

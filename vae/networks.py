@@ -114,7 +114,7 @@ class VAE(nn.Module):
         self.name = name
         if sigma is not None and self.sigma is None:
             raise ValueError(f"model.sigma={sigma} means nothing to the {type(self.likelihood).__name__} likelihood")
-        if isinstance(self.likelihood, Bernoulli) and isinstance(getattr(decoder, "output", None), nn.Sigmoid):
+        if isinstance(self.likelihood, Bernoulli) and isinstance([*decoder.modules()][-1], nn.Sigmoid):
             raise ValueError("model.decoder.output=sigmoid: a Bernoulli likelihood takes logits, so it must be linear")
 
     @property

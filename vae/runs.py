@@ -56,6 +56,13 @@ def load_run(folder: str | Path, checkpoint: str = BEST, device: str = "cpu", al
     return Run(folder, model.to(device).eval(), config, metrics)
 
 
+def diverged(run: Run) -> str | None:
+    """The problem with weights that are not finite, or None."""
+    if all(torch.isfinite(weight).all() for weight in run.model.parameters()):
+        return None
+    return f"{run.folder / BEST} holds weights that are not finite: its training diverged"
+
+
 def read_config(folder: Path) -> DictConfig:
     """The settings that a run was trained with."""
     path = folder / ".hydra" / "config.yaml"

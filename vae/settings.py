@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,14 @@ EVALUATE_RULES: dict[str, Rule] = {
     "classifier.folder": (text, "a folder"),
     "classifier.epochs": integer(1, 1000),
 }
+# The settings of export, all of them.
+EXPORT_RULES: dict[str, Rule] = {
+    "run": EVALUATE_RULES["run"],
+    "out": (lambda v: v is None or text(v), "a folder, or null for export/ in the run's own"),
+    "format": one_of("torch", "onnx"),
+    "tolerance": number(0, 1, "a number greater than 0 and less than 1"),
+    "allow": EVALUATE_RULES["allow"],
+}
 # Arguments that train() passes itself, beside the settings.
 GIVEN = {"trainer": {"callbacks", "logger", "plugins", "default_root_dir"}, "logger": {"save_dir"}, "data": {"seed"}}
 
@@ -192,12 +200,8 @@ class Builder:
         own = {key: line for key, line in wrong.items() if key in given}
         self.problems += (own or wrong).values()  # a reference repeats what is wrong with its source
         known = {pattern.split(".")[0] for pattern in RULES}
-        for key in self.config.keys() - known:
-            near = difflib.get_close_matches(key, known, 1)
-            self.problems.append(f"{key}: unknown" + (f"; did you mean {near[0]}?" if near else ""))
-        accelerator, available = self.config.get("trainer", {}).get("accelerator"), accelerators()
-        if accelerator in ("gpu", "cuda", "mps") and accelerator not in available:
-            self.problems.append(f"trainer.accelerator={accelerator} is not here; here is: {', '.join(available)}")
+        self.problems += [unknown(key, known) for key in self.config.keys() - known]
+        self.problems += not_here("trainer.accelerator", self.config.get("trainer", {}).get("accelerator"))
 
     def __call__(self, key: str, **given: Any) -> Any:
         node = self.config
@@ -244,10 +248,34 @@ def senseless(model: VAE | None, data: ImageDataModule | None) -> list[str]:
     return [line]
 
 
-def accelerators() -> list[str]:
-    """What trainer.accelerator can be on this machine."""
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    return ["auto", "cpu"] + ["gpu"] * (cuda or mps) + ["cuda"] * cuda + ["mps"] * mps
+def accelerators() -> dict[str, str]:
+    """What an accelerator can be on this machine, and the torch device that each stands for."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    gpus = [device for device, ready in there.items() if ready]
+    names = {"auto": (*gpus, "cpu")[0], "cpu": "cpu"} | ({"gpu": gpus[0]} if gpus else {})
+    return names | {device: device for device in gpus}
+
+
+def not_here(key: str, accelerator: Any) -> list[str]:
+    """The problem with an accelerator that exists, but not on this machine."""
+    available = accelerators()
+    if accelerator not in ("gpu", "cuda", "mps") or accelerator in available:
+        return []
+    return [f"{key}={accelerator} is not here; here is: {', '.join(available)}"]
+
+
+def problems_of(settings: dict[str, Any], rules: dict[str, Rule]) -> list[str]:
+    """What is wrong with the settings of a command whose rules name all of them."""
+    problems = (
+        out_of_rule(key, value, rules) if rule_of(key, rules) else unknown(key, rules)
+        for key, value in leaves(settings)
+    )
+    return [problem for problem in problems if problem is not None]
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), 1)
+    return f"{key}: unknown" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def out_of_rule(key: str, value: Any, rules: dict[str, Rule] = RULES) -> str | None:

@@ -12,6 +12,7 @@ from vae.figures import ORACLE, TRAIN, VAL, new_figure
 from vae.loggers import Dashboard
 from vae.module import COLLAPSED, LitVAE
 from vae.networks import linear_pair
+from vae.ppca import PPCA
 
 
 class PosteriorCollapse(Picture):
@@ -28,39 +29,45 @@ class PosteriorCollapse(Picture):
                 logger.log_histogram("posterior_collapse/kl_per_latent", kl, trainer.global_step)
 
     def draw(self, trainer: L.Trainer, task: LitVAE, split: str) -> Figure:
-        kl = self._kl(trainer, task, split).sort(descending=True).values.cpu().numpy()
-        collapsed = int((kl < COLLAPSED).sum())
-        oracle = task.oracle if task.oracle is not None and linear_pair(task.model) is not None else None
-        what = f"{collapsed} of {len(kl)} latents collapsed"
-        if oracle is not None:
-            what += f" (closed form: {oracle.collapsed})"
-        figure = new_figure(10, 4.2, self.title(trainer, task, what))
-        left, right = figure.subplots(1, 2)
-        figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.84, wspace=0.22)
-
-        powers = np.log10(np.maximum(kl, 1e-5))  # drawn as powers: a log axis with its minor ticks is slow
-        top = max(1, int(np.ceil(powers.max())))
-        bins = np.linspace(-5, top, 6 * (5 + top) + 1)
-        left.hist(powers[kl < COLLAPSED], bins, color=GREY, label=f"collapsed: {collapsed}")
-        left.hist(powers[kl >= COLLAPSED], bins, color=TRAIN, label=f"in use: {len(kl) - collapsed}")
-        left.axvline(np.log10(COLLAPSED), color=VAL, linestyle="--", label=f"threshold {COLLAPSED:g} nats")
-        left.set_xticks(range(-5, top + 1), [f"{10.0**power:g}" for power in range(-5, top + 1)])
-        left.set_xlabel("mean KL of a latent, nats (log scale)")
-        left.set_ylabel("latents")
-
-        places = np.arange(1, len(kl) + 1)
-        right.bar(places, kl, color=np.where(kl < COLLAPSED, GREY, TRAIN), label=f"mean over {self.batch} images")
-        right.axhline(COLLAPSED, color=VAL, linestyle="--", linewidth=1, label=f"threshold {COLLAPSED:g} nats")
-        if oracle is not None:
-            right.plot(places, oracle.kl, "o", color=ORACLE, markersize=3, label="closed form ½ log(λ/σ²)")
-        right.set_xlabel("latents, sorted by KL")
-        right.set_ylabel("mean KL, nats")
-        for axes in (left, right):
-            axes.legend(fontsize=9)
-        return figure
+        oracle = task.oracle if linear_pair(task.model) is not None else None
+        heading = self.title(trainer, task, "KL per latent")
+        return collapse_figure(self._kl(trainer, task, split), heading, self.batch, oracle)
 
     def _kl(self, trainer: L.Trainer, task: LitVAE, split: str) -> torch.Tensor:
         """KL of each latent averaged over the first 256 images of the split, [m]."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         images = data.images(split, self.batch).to(task.device)
         return kl_to_prior(task.model.encode(images)).mean(0)
+
+
+def collapse_figure(kl_per_latent: torch.Tensor, heading: str, images: int, oracle: PPCA | None = None) -> Figure:
+    """Mean KL per latent [m], in nats over so many images, as a histogram and sorted; `oracle` of a linear pair."""
+    kl = kl_per_latent.sort(descending=True).values.cpu().numpy()
+    collapsed = int((kl < COLLAPSED).sum())
+    what = f"{collapsed} of {len(kl)} latents collapsed"
+    if oracle is not None:
+        what += f" (closed form: {oracle.collapsed})"
+    figure = new_figure(10, 4.2, f"{heading}, {what}")
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.84, wspace=0.22)
+
+    powers = np.log10(np.maximum(kl, 1e-5))  # drawn as powers: a log axis with its minor ticks is slow
+    top = max(1, int(np.ceil(powers.max())))
+    bins = np.linspace(-5, top, 6 * (5 + top) + 1)
+    left.hist(powers[kl < COLLAPSED], bins, color=GREY, label=f"collapsed: {collapsed}")
+    left.hist(powers[kl >= COLLAPSED], bins, color=TRAIN, label=f"in use: {len(kl) - collapsed}")
+    left.axvline(np.log10(COLLAPSED), color=VAL, linestyle="--", label=f"threshold {COLLAPSED:g} nats")
+    left.set_xticks(range(-5, top + 1), [f"{10.0**power:g}" for power in range(-5, top + 1)])
+    left.set_xlabel("mean KL of a latent, nats (log scale)")
+    left.set_ylabel("latents")
+
+    places = np.arange(1, len(kl) + 1)
+    right.bar(places, kl, color=np.where(kl < COLLAPSED, GREY, TRAIN), label=f"mean over {images} images")
+    right.axhline(COLLAPSED, color=VAL, linestyle="--", linewidth=1, label=f"threshold {COLLAPSED:g} nats")
+    if oracle is not None:
+        right.plot(places, oracle.kl, "o", color=ORACLE, markersize=3, label="closed form ½ log(λ/σ²)")
+    right.set_xlabel("latents, sorted by KL")
+    right.set_ylabel("mean KL, nats")
+    for axes in (left, right):
+        axes.legend(fontsize=9)
+    return figure
