@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,7 +19,7 @@ from vae import likelihood, metrics
 from vae.classifier import Classifier, accuracy, cached_classifier, in_batches
 from vae.collapse import usage
 from vae.data import ImageDataModule, as_images
-from vae.errors import UserError
+from vae.errors import UserError, resolved
 from vae.likelihood import Estimate
 from vae.module import COLLAPSED, INACTIVE
 from vae.networks import VAE, linear_pair
@@ -36,7 +36,12 @@ THRESHOLDS = (0.001, 0.01, 0.1, 0.5)
 
 def opened(config: DictConfig) -> tuple[Settings, Run, Run | None, ImageDataModule]:
     """The settings, the run, the run to compare it with, and their data; UserError tells all problems at once."""
-    settings: Settings = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    settings = resolved(config)
+    keys = dict(leaves(settings)).keys()
+    problems = [f"{key}: unknown" for key in keys - EVALUATE_RULES.keys()]
+    problems += [f"{key}: is missing" for key in EVALUATE_RULES.keys() - keys]
+    if problems:
+        raise UserError(*sorted(problems))
     problems = [p for key, value in leaves(settings) if (p := out_of_rule(key, value, EVALUATE_RULES))]
     device, problem = choose_device(settings["accelerator"])
     if problem is not None:

@@ -13,9 +13,8 @@ import torch
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from vae.errors import UserError
+from vae.errors import UserError, first_line, resolved
 from vae.networks import ACTIVATIONS, OUTPUTS
 from vae.runs import discard_empty_run
 from vae.sources import SOURCES
@@ -155,11 +154,7 @@ class Builder:
     def __init__(self, config: DictConfig) -> None:
         self.problems: list[str] = []
         given = {key for key, value in leaves(OmegaConf.to_container(config)) if "${" not in str(value)}
-        try:
-            OmegaConf.resolve(config)
-            self.config: dict[str, Any] = OmegaConf.to_container(config, throw_on_missing=True)  # type: ignore[assignment]
-        except OmegaConfBaseException as error:
-            raise UserError(first_line(error)) from error
+        self.config = resolved(config)
         wrong = {key: line for key, value in leaves(self.config) if (line := out_of_rule(key, value))}
         own = {key: line for key, line in wrong.items() if key in given}
         self.problems += (own or wrong).values()  # a reference repeats what is wrong with its source
@@ -171,11 +166,19 @@ class Builder:
         if accelerator in ("gpu", "cuda", "mps") and accelerator not in available:
             self.problems.append(f"trainer.accelerator={accelerator} is not here; here is: {', '.join(available)}")
 
+    def require(self, *keys: str) -> None:
+        """Raise for keys that were taken away, or that are null and cannot be."""
+        if gone := [key for key in keys if self.config.get(key) is None]:
+            raise UserError(*(f"{key}: is missing, and a run needs it" for key in gone))
+
     def __call__(self, key: str, **given: Any) -> Any:
-        node = self.config
+        node: Any = self.config
         for part in key.split("."):
-            node = node[part]
+            node = node.get(part)
         if node is None:  # switched off
+            return None
+        if not has_target(node):
+            self.problems.append(without_target(key, node))
             return None
         unknown = list(unknown_keys(key, node, GIVEN.get(key.split(".")[0], set())))
         self.problems += unknown
@@ -196,7 +199,11 @@ class Builder:
 
     def each(self, key: str) -> list[Any]:
         """The objects of a group of nodes, less those switched off."""
-        return [part for name in self.config[key] if (part := self(f"{key}.{name}")) is not None]
+        nodes = self.config.get(key) or {}
+        if not isinstance(nodes, dict):
+            self.problems.append(f"{key}={nodes} must be a group of settings, or null for none")
+            return []
+        return [part for name in nodes if (part := self(f"{key}.{name}")) is not None]
 
     def finish(self, folder: Path) -> None:
         """Raise what was found, and take away the folder of a run that never began."""
@@ -254,10 +261,19 @@ def unknown_keys(key: str, node: dict[str, Any], given: set[str]) -> Iterator[st
         if not name.startswith("_") and name not in names and not takes_any:
             near = difflib.get_close_matches(name, set(names) - given, 1)
             yield f"{key}.{name}: unknown" + (f"; did you mean {key}.{near[0]}?" if near else "")
-        elif isinstance(child, dict) and "_target_" in child:
+        elif name in names and is_module(names[name].annotation) and not has_target(child):
+            yield without_target(f"{key}.{name}", child)
+        elif has_target(child):
             yield from unknown_keys(f"{key}.{name}", child, set())
 
 
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def has_target(node: Any) -> bool:
+    return isinstance(node, dict) and "_target_" in node
+
+
+def without_target(key: str, node: Any) -> str:
+    return f"{key}={node!r} has no _target_, the class to make it of"
+
+
+def is_module(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, torch.nn.Module)
