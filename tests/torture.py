@@ -162,10 +162,13 @@ def torture(kills: int, seed: int, folder: Path) -> int:
             wait = chance.uniform(0, duration)
             time.sleep(wait)
             sent = signal.SIGKILL if kind == "clock" else chance.choice((signal.SIGTERM, signal.SIGINT))
+            times = 1 if sent == signal.SIGKILL else chance.choice((1, 2))
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child, sent)
+                for _ in range(times):
+                    os.kill(child, sent)
+                    time.sleep(0.01)
             code = exit_code(child)
-            what = f"{sent.name} after {wait:.2f} s"
+            what = f"{sent.name}{' twice' * (times - 1)} after {wait:.2f} s"
         steps = saved_step(run)
         again = exit_code(forked(lambda run=run: train(config, run), log))
         same = again == 0 and ending(run) == expected

@@ -24,8 +24,10 @@ def compare(config: DictConfig) -> Path:
     from vae.settings import Builder
 
     # 1. The runs, and whether they can be put side by side.
-    if problems := Builder(config).problems:
-        raise UserError(*problems)
+    build = Builder(config)
+    build.require("runs", "out")
+    if build.problems:
+        raise UserError(*build.problems)
     chosen = comparison.open_runs(config.runs)
     data = comparison.common_data(chosen)
 

@@ -13,8 +13,8 @@ class UserError(Exception):
     """Overrides that cannot be run: one line a problem, each naming the override to change."""
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems: Sequence[str] = problems
+        self.problems: Sequence[str] = [" ".join(problem.splitlines()) for problem in problems]
+        super().__init__("\n".join(self.problems))
 
 
 class MachineError(Exception):
@@ -24,8 +24,9 @@ class MachineError(Exception):
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The settings as plain values, references followed, in the config too; UserError where one leads nowhere."""
     try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         OmegaConf.resolve(config)
-        return OmegaConf.to_container(config, throw_on_missing=True)  # type: ignore[return-value]
+        return plain  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
 

@@ -36,7 +36,8 @@ def figures(task: LitVAE, data: ImageDataModule, callbacks: list[L.Callback]) ->
 
 def continued(config: dict[str, Any], resume: Path | None) -> dict[str, int]:
     """Of TensorBoard's writer: points that a killed run logged after the checkpoint are not to be shown twice."""
-    tensorboard = str((config.get("logger") or {}).get("_target_", "")).endswith("TensorBoardLogger")
+    logger = config.get("logger")
+    tensorboard = isinstance(logger, dict) and str(logger.get("_target_")).endswith("TensorBoardLogger")
     return {"purge_step": read_checkpoint(resume)["global_step"] + 1} if resume and tensorboard else {}
 
 

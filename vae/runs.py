@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from vae.errors import UserError
+from vae.errors import UserError, resolved
 from vae.module import CHECKPOINT_FORMAT
 from vae.networks import VAE
 
@@ -44,6 +44,10 @@ def load_run(folder: str | Path, checkpoint: str = BEST, device: str = "cpu", al
     """
     folder = Path(folder)
     config = read_config(folder)
+    try:
+        resolved(config.model)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     refuse_foreign_classes(config.model, ("vae.", "torch.nn.", *allow))
     state = read_checkpoint(folder / checkpoint)["state_dict"]
     try:

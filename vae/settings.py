@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -168,13 +169,17 @@ class Builder:
 
     def require(self, *keys: str) -> None:
         """Raise for keys that were taken away, or that are null and cannot be."""
-        if gone := [key for key in keys if self.config.get(key) is None]:
-            raise UserError(*(f"{key}: is missing, and a run needs it" for key in gone))
+        if gone := [f"{key}: is missing" for key in keys if self._node(key) is None]:
+            raise UserError(*self.problems, *gone)
 
-    def __call__(self, key: str, **given: Any) -> Any:
+    def _node(self, key: str) -> Any:
         node: Any = self.config
         for part in key.split("."):
-            node = node.get(part)
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def __call__(self, key: str, **given: Any) -> Any:
+        node = self._node(key)
         if node is None:  # switched off
             return None
         if not has_target(node):
@@ -185,12 +190,16 @@ class Builder:
         if unknown or any(problem.startswith(f"{key}.") for problem in self.problems):
             return None
         try:
-            return instantiate(node, _convert_="all", **given)
+            made = instantiate(node, _convert_="all", **given)
         except Exception as error:  # a constructor's own refusal, Lightning's or torch's
             cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
             line = first_line(cause)
             self.problems.append(line if line.startswith(f"{key}.") else f"{key}: {line}")
             return None
+        if isinstance(made, functools.partial):  # of an optimizer or a scheduler, which lacks its first argument alone
+            lacks = [p for p in list(inspect.signature(made).parameters.values())[1:] if p.default is p.empty]
+            self.problems += [f"{key}.{p.name}: is missing" for p in lacks if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return made
 
     def seed(self) -> None:
         """Seed every global generator, unless the seed is one of the problems."""

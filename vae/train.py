@@ -21,11 +21,15 @@ def main(config: DictConfig) -> float:
     folder = Path(hydra_config.runtime.output_dir)
     if hydra_config.mode == RunMode.MULTIRUN:
         return job(train, config, folder)
-    if config.get("resume") is not None:
-        from vae.runs import saved_config
+    from vae.runs import discard_empty_run, saved_config
 
+    if config.get("resume") is not None:
         config = saved_config(folder, hydra_config.overrides.task, config)
-    return train(config, folder)["val/elbo"]
+    try:
+        return train(config, folder)["val/elbo"]
+    except UserError:
+        discard_empty_run(folder)
+        raise
 
 
 def train(config: DictConfig, folder: Path) -> dict[str, float]:
@@ -49,7 +53,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
 
     # 1. Settings become objects.
     build = Builder(config)
-    build.require("data", "model", "optimizer", "trainer", "seed", "compile", "skip_bad_steps", "save_every_n_steps")
+    build.require("data", "model", "optimizer", "seed", "compile", "skip_bad_steps", "save_every_n_steps")
+    build.require(*(f"trainer.{key}" for key in ("num_sanity_val_steps", "inference_mode", "use_distributed_sampler")))
     build.seed()
     data = build("data", seed=config.seed)
     model = build("model")
@@ -80,6 +85,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     # 3. Training; the checkpoint with the best validation ELBO is kept, and tested.
     with files.only_writer(folder), interruption:
         if first:
+            for partial in folder.glob("checkpoints/.*.partial"):  # of a process that was killed while saving
+                partial.unlink()
             files.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
         trainer.fit(task, data, ckpt_path=resume, weights_only=True)
         trainer.test(task, data, ckpt_path=folder / runs.BEST, weights_only=True, verbose=False)
