@@ -159,6 +159,10 @@ class Builder:
         wrong = {key: line for key, value in leaves(self.config) if (line := out_of_rule(key, value))}
         own = {key: line for key, line in wrong.items() if key in given}
         self.problems += (own or wrong).values()  # a reference repeats what is wrong with its source
+        latents = self._node("model.latent_dim")
+        for key, value in leaves(self.config):
+            if fnmatch.fnmatchcase(key, "model.*.latent_dim") and value != latents and not self.problems:
+                self.problems.append(f"{key}={value} must be model.latent_dim={latents}, which it follows by itself")
         known = {pattern.split(".")[0] for pattern in RULES}
         for key in self.config.keys() - known:
             near = difflib.get_close_matches(key, known, 1)
