@@ -1,19 +1,23 @@
 """Runs that are killed, told to stop, starved of disk or led astray: nothing saved is lost, and a line says so."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, settings
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from test_train import QUIET
 
+import vae
 from vae.errors import MachineError, UserError
+from vae.module import LitVAE
 from vae.runs import saved_config
 from vae.train import train
 
@@ -58,7 +62,6 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path):
 @pytest.mark.parametrize("network", ["encoder", "decoder"])
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, network: str, monkeypatch: pytest.MonkeyPatch):
     """The step, the network and what may help, in one line; the last checkpoint is still a good one."""
-    from vae.module import LitVAE
 
     def poison(task: LitVAE) -> None:
         if task.current_epoch == 1:  # as an optimiser step with a gradient that is not finite would
@@ -78,10 +81,99 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, network: st
 def test_what_a_checkpoint_belongs_to_cannot_be_changed(tmp_path: Path):
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save(settings(), tmp_path / ".hydra" / "config.yaml")
-    assert saved_config(tmp_path, [f"resume={tmp_path}", "trainer.max_epochs=60"]).trainer.max_epochs == 60
+
+    def resumed(*overrides: str) -> DictConfig:
+        return saved_config(tmp_path, [f"resume={tmp_path}", *overrides], settings(*overrides))
+
+    changed = resumed("trainer.max_epochs=60", "+trainer.limit_val_batches=1", "~callbacks.chain")
+    assert changed.trainer == {**settings().trainer, "max_epochs": 60, "limit_val_batches": 1}
+    assert (changed.callbacks.chain, changed.scheduler.T_max) == (None, 60)
     with pytest.raises(UserError, match=r"optimizer\.lr=1 cannot be changed") as told:
-        saved_config(tmp_path, ["optimizer.lr=1", "model=deep"])
-    assert len(told.value.problems) == 2
+        resumed("optimizer.lr=1", "model=deep", "callbacks=none")
+    assert told.value.problems[2].startswith("callbacks=none: while resuming")
+    assert len(told.value.problems) == 3
+
+
+def test_settings_from_before_a_key_existed_take_its_default(tmp_path: Path):
+    """Each whole key away in turn: the run loads, and is resumed with what the key is today."""
+    train(settings(*QUIET, "trainer.max_epochs=1"), tmp_path)
+    (tmp_path / ".hydra").mkdir()
+    today = settings("trainer.max_epochs=2", "model.latent_dim=4")
+    for key in today.keys() - {"model"}:
+        kept = {name: value for name, value in settings(*QUIET, "trainer.max_epochs=2").items() if name != key}
+        OmegaConf.save(kept, tmp_path / ".hydra" / "config.yaml")
+        assert vae.load_run(tmp_path).model.latent_dim == 4
+        config = saved_config(tmp_path, [f"resume={tmp_path}"], today)
+        assert config == {**kept, key: today[key]}
+    assert config.keys() == today.keys()
+    for key in ("threads", "save_every_n_steps", "skip_bad_steps", "compile"):
+        config.pop(key, None)
+    OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
+    train(saved_config(tmp_path, ["save_every_n_steps=2"], settings("save_every_n_steps=2")), tmp_path)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+
+
+def test_a_longer_run_goes_along_the_longer_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A finished run of 2 epochs resumed to 4: the learning rates of a run of 4 from there on, not a rise from 0."""
+    rates: list[float] = []
+
+    def note(task: LitVAE) -> None:
+        rates.append(task.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])
+
+    monkeypatch.setattr(LitVAE, "on_train_epoch_start", note)
+    for epochs in (2, 4):
+        train(settings(*QUIET, f"trainer.max_epochs={epochs}"), tmp_path)
+    short, long = ([0.0005 * (1 + math.cos(math.pi * t / T)) for t in range(T)] for T in (2, 4))
+    assert rates == pytest.approx(short + long[2:], abs=1e-15)
+
+
+def test_a_run_in_a_second_that_is_taken_gets_a_name_of_its_own(tmp_path: Path):
+    started = datetime.now()
+    seconds = [(started + timedelta(seconds=s)).strftime("outputs/%Y-%m-%d/%H-%M-%S-baseline") for s in range(100)]
+    for name in seconds:
+        (tmp_path / name).mkdir(parents=True)
+    done = vae_train("data=digits", f"data.root={ROOT / 'tests'}", *QUIET, "trainer.max_epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not any(any((tmp_path / name).iterdir()) for name in seconds)
+    (run,) = (folder for folder in tmp_path.glob("outputs/*/*") if folder.name.endswith("-baseline-2"))
+    assert f"run folder: {run}" in done.stdout
+    assert (run / "metrics.json").exists()
+    assert (run / ".hydra" / "config.yaml").exists()
+
+
+def test_two_processes_never_write_into_one_folder(tmp_path: Path):
+    """A run at work is not resumed by another process, in one line; killed, it blocks nobody."""
+    run = tmp_path / "run"
+    overrides = ["data=digits", f"data.root={ROOT / 'tests'}", *QUIET, f"hydra.run.dir={run}", "trainer.max_epochs=2"]
+    overrides += ["data.batch_size=1", "data.batches_per_block=1", "save_every_n_steps=100", "model=deep"]
+    first = subprocess.Popen([sys.executable, "-m", "vae.train", *overrides], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 90
+        while not (run / "checkpoints" / "last.ckpt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        first.send_signal(signal.SIGSTOP)  # at work, and not done before the others ask
+        for override, line in (
+            (f"resume={run}", f"resume={run}: another process is writing there"),
+            (f"hydra.run.dir={run}", f"hydra.run.dir={run} holds an unfinished run; resume={run} goes on with it"),
+        ):
+            refused = vae_train(override)
+            assert refused.returncode == 2
+            assert refused.stderr.startswith(f"error: {line}")
+            assert len(refused.stderr.splitlines()) == 1
+        with pytest.raises(UserError, match="another process is writing there"):
+            train(settings(*overrides[2:-1]), run)
+    finally:
+        first.kill()
+        first.wait()
+    done = vae_train(f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 800
+
+
+def vae_train(*overrides: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "vae.train", *overrides]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
 def test_bad_steps_are_skipped_and_counted_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -215,12 +215,14 @@ def test_a_multirun_over_several_devices_is_refused(tmp_path):
         ("resume=outputs/x", "resume="),
     ],
 )
-def test_what_a_multirun_cannot_do(override, told, capsys):
+def test_what_a_multirun_cannot_do(override, told, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
         Sweep().on_multirun_start(settings(override))
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {told}")
-    Sweep().on_multirun_start(settings("trainer.devices=[1]"))
+    possible = settings("trainer.devices=[1]")
+    OmegaConf.update(possible, "hydra.sweep.dir", str(tmp_path), force_add=True)
+    Sweep().on_multirun_start(possible)
 
 
 def test_a_single_run_does_not_go_over_a_finished_one(tmp_path):

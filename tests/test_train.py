@@ -246,7 +246,8 @@ def test_a_run_of_the_first_release_loads_and_goes_on(tmp_path: Path, digits: Im
     with torch.no_grad():
         terms, _ = run.model.elbo_terms(digits.images("test", 300), noise)
     assert terms.elbo.mean().item() == pytest.approx(run.metrics["test/elbo"], abs=1e-2)
-    config = saved_config(copy, ["trainer.max_epochs=2", f"resume={copy}"])
+    overrides = ["trainer.max_epochs=2", f"resume={copy}"]
+    config = saved_config(copy, overrides, settings(*overrides))
     config.data.root = str(ROOT / "tests")
     assert train(config, copy)["val/elbo"] >= run.metrics["val/elbo"]
     assert torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8

@@ -1,12 +1,13 @@
 """Kill training runs at random moments, resume each, and count what was lost: python tests/torture.py --kills 200
 
 Every run is a fork of this process, which has imported everything and computed nothing, so a kill costs a second or
-two. A third of the kills come by the clock, a third while a checkpoint is being written, a third as SIGTERM or
-SIGINT. Each run must end with the weights, the optimiser state, the curves and the figures of the run that was left
-alone, bit for bit.
+two. A quarter of the kills come by the clock, a quarter while a checkpoint is being written, a quarter as SIGTERM or
+SIGINT, a quarter while the last files are. Each run must end with the weights, the optimiser state, the curves, the
+figures and the pictures of the run that was left alone, bit for bit.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -86,10 +87,37 @@ def dies_saving(config: DictConfig, folder: Path, nth: int, whole: bool) -> Call
     return work
 
 
+def dies_ending(config: DictConfig, folder: Path, where: str) -> Callable[[], Any]:
+    """A run that is killed while its last files are written: in a figure, before metrics.json is there, or after."""
+
+    def work() -> None:
+        write, replace = Path.write_bytes, os.replace
+
+        def half(path: Path, content: bytes) -> int:
+            write(path, content[: len(content) // 2] if where == "figure" else content)
+            if where == "figure" and (folder / "checkpoints" / "last.ckpt").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return len(content)
+
+        def replaced(source: Any, target: Any) -> None:
+            last = Path(target).name == "metrics.json"
+            if last and where == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+            if last and where == "after":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.write_bytes, os.replace = half, replaced  # type: ignore[method-assign, assignment]
+        train(config, folder)
+
+    return work
+
+
 def ending(folder: Path) -> dict[str, Any]:
     """What a run ended with, as far as it must repeat."""
     metrics = json.loads((folder / "metrics.json").read_text())
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    figures = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("figures/*.png")}
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     curves = {
@@ -104,6 +132,7 @@ def ending(folder: Path) -> dict[str, Any]:
         "rng": last["rng"]["cpu"].tolist(),
         "history": str([state for key, state in last["callbacks"].items() if key.startswith("ELBOCurves")]),
         "curves": curves,
+        "figures": figures,
     }
 
 
@@ -119,20 +148,27 @@ def torture(kills: int, seed: int, folder: Path) -> int:
     expected, failures = ending(folder / "whole"), 0
     for number in range(kills):
         run = folder / f"run-{number}"
-        kind = ("clock", "saving", "signal")[number % 3]
+        kind = ("clock", "saving", "signal", "ending")[number % 4]
         if kind == "saving":
             nth, whole = chance.randint(1, 18), chance.random() < 0.5
             code = exit_code(forked(dies_saving(config, run, nth, whole), log))
             what = f"killed at saving {nth}, {'whole' if whole else 'half written'}"
+        elif kind == "ending":
+            where = chance.choice(("figure", "before", "after"))
+            code = exit_code(forked(dies_ending(config, run, where), log))
+            what = {"figure": "killed in a figure"}.get(where, f"killed {where} metrics.json was there")
         else:
             child = forked(lambda run=run: train(config, run), log)
             wait = chance.uniform(0, duration)
             time.sleep(wait)
             sent = signal.SIGKILL if kind == "clock" else chance.choice((signal.SIGTERM, signal.SIGINT))
+            times = 1 if sent == signal.SIGKILL else chance.choice((1, 2))
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child, sent)
+                for _ in range(times):
+                    os.kill(child, sent)
+                    time.sleep(0.01)
             code = exit_code(child)
-            what = f"{sent.name} after {wait:.2f} s"
+            what = f"{sent.name}{' twice' * (times - 1)} after {wait:.2f} s"
         steps = saved_step(run)
         again = exit_code(forked(lambda run=run: train(config, run), log))
         same = again == 0 and ending(run) == expected

@@ -24,11 +24,12 @@ def compare(config: DictConfig) -> Path:
     from vae.settings import Builder
 
     # 1. The runs, and whether they can be put side by side.
-    if problems := Builder(config).problems:
-        raise UserError(*problems)
-    allow = tuple(config.get("allow", ()))
-    chosen = comparison.open_runs(config.runs, allow)
-    data = comparison.common_data(chosen, allow)
+    build = Builder(config)
+    build.require("runs", "out", "allow")
+    if build.problems:
+        raise UserError(*build.problems)
+    chosen = comparison.open_runs(config.runs, config.allow)
+    data = comparison.common_data(chosen, config.allow)
 
     # 2. Every figure and picture, on the same inputs.
     compared = comparison.compare_runs(chosen, data)

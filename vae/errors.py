@@ -5,17 +5,35 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 
 class UserError(Exception):
     """Overrides that cannot be run: one line a problem, each naming the override to change."""
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems: Sequence[str] = problems
+        self.problems: Sequence[str] = [" ".join(problem.splitlines()) for problem in problems]
+        super().__init__("\n".join(self.problems))
 
 
 class MachineError(Exception):
     """What the machine did: no network, a full disk, a file that cannot be read."""
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The settings as plain values, references followed, in the config too; UserError where one leads nowhere."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        OmegaConf.resolve(config)
+        return plain  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def told_in_one_line(command: Callable[..., Any]) -> Callable[..., Any]:

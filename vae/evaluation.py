@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from vae import estimators, metrics
 from vae.classifier import Classifier, accuracy, cached_classifier, in_batches
 from vae.collapse import usage
 from vae.data import ImageDataModule
-from vae.errors import UserError
+from vae.errors import UserError, resolved
 from vae.estimators import Estimate
 from vae.module import COLLAPSED, INACTIVE
 from vae.networks import PIXELS, VAE, linear_pair
@@ -37,7 +37,7 @@ THRESHOLDS = (0.001, 0.01, 0.1, 0.5)
 
 def opened(config: DictConfig) -> tuple[Settings, Run, Run | None, ImageDataModule]:
     """The settings, the run, the run to compare it with, and their data; UserError tells all problems at once."""
-    settings: Settings = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    settings = resolved(config)
     problems = problems_of(settings, EVALUATE_RULES) + not_here("accelerator", settings["accelerator"])
     device = accelerators().get(str(settings["accelerator"]), "cpu")
     runs: dict[str, Run | None] = {"run": None, "against": None}

@@ -1,10 +1,17 @@
 """Small files of a run folder, written whole or not at all, read and written without torch."""
 
+import contextlib
+import itertools
 import json
 import math
 import os
+import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from vae.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -36,3 +43,48 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def free_name(folder: Path) -> Path:
+    """Make the folder, or the first of <folder>-2, <folder>-3 … that is not there yet."""
+    for candidate in itertools.chain([folder], (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            candidate.mkdir(parents=True)
+            break
+    return candidate
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path, setting: str = "hydra.run.dir") -> Iterator[None]:
+    """Hold a folder against other processes, which get a UserError; a process that is killed gives it back.
+
+    Of one run's processes the first holds it, for all of them.
+    """
+    from filelock import FileLock, Timeout  # slow to import
+
+    if not first_process():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", is_singleton=True)  # within a process it can be taken again
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{setting}={folder}: another process is writing there; wait for its end or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes files, by what launchers of several processes tell each of them."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def override(key: str, folder: Path) -> str:
+    """`key=<folder>` as a shell and Hydra read it: a sweep's folders have = and , in their names."""
+    if re.fullmatch(r"[\w/.:+-]+", str(folder), re.ASCII):
+        return f"{key}={folder}"
+    quoted = str(folder).replace("'", "\\'")
+    return shlex.quote(f"{key}='{quoted}'")

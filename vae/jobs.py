@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from vae.errors import MachineError, UserError
-from vae.files import read_json, write_json
+from vae.files import first_process, free_name, only_writer, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def job(train: Callable[[DictConfig, Path], dict[str, float]], config: DictConfi
     """
     started = time.perf_counter()
     try:
-        if config.threads is None:
+        if config.get("threads") is None:
             config.threads = 1  # so that the figures depend neither on the launcher nor on the machine's cores
         refuse_several_devices(config)
         settings = OmegaConf.to_container(config, resolve=True)
@@ -143,22 +143,45 @@ def free_one(count: int, seconds: float = 1.0) -> Iterator[int]:
 
 
 class Sweep(Callback):
-    """Hydra's callback around a multirun: refuses what cannot run, summarises, sets the exit code."""
+    """Hydra's callback around a run or a multirun, before it writes anything: refuses what cannot run, holds the
+    folder against other processes. After a multirun: the summary and the exit code.
+    """
+
+    def __init__(self) -> None:
+        self._held = contextlib.ExitStack()  # until the process ends
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Before Hydra writes anything: a single run does not go over a finished one."""
+        """A single run gets a folder that no other run has, or goes on in its own."""
         folder = Path(config.hydra.run.dir)
-        if config.resume is None and (folder / "metrics.json").exists():
-            longer = f"resume={folder} trainer.max_epochs=N trains it longer"
-            refuse(f"hydra.run.dir={folder} holds a finished run; {longer}, another folder keeps both")
+        resumes = config.get("resume") is not None
+        if resumes and not (folder / ".hydra" / "config.yaml").is_file():
+            refuse(f"resume={folder} is no run folder: it has no .hydra/config.yaml")
+        if not resumes and first_process():
+            if (folder / "metrics.json").exists():
+                longer = f"resume={folder} trainer.max_epochs=N trains it longer"
+                refuse(f"hydra.run.dir={folder} holds a finished run; {longer}, another folder keeps both")
+            if (folder / "checkpoints" / "last.ckpt").exists():
+                refuse(f"hydra.run.dir={folder} holds an unfinished run; resume={folder} goes on with it")
+            if not any(o.startswith("hydra.run.dir=") for o in config.hydra.overrides.hydra):
+                folder = free_name(folder)  # two runs may start in one second
+                with read_write(config.hydra.run):
+                    config.hydra.run.dir = str(folder)
+        self._hold(folder, "resume" if resumes else "hydra.run.dir")
+
+    def _hold(self, folder: Path, setting: str) -> None:
+        try:
+            self._held.enter_context(only_writer(folder, setting))
+        except UserError as error:
+            refuse(str(error))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        if config.resume is not None:
+        if config.get("resume") is not None:
             refuse("resume= goes with a single run; the same multirun with hydra.sweep.dir=<its folder> goes on")
         try:
             refuse_several_devices(config)
         except UserError as error:
             refuse(str(error))
+        self._hold(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Raises SystemExit with the failed jobs' exit code: of Hydra's ways out this one is not swallowed."""

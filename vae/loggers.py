@@ -15,10 +15,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
-from vae.errors import MachineError, UserError
+from vae.errors import MachineError, UserError, first_line
 from vae.files import read_json, write_json
 from vae.runs import read_checkpoint
-from vae.settings import first_line, leaves
+from vae.settings import leaves
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """The learning step: a LightningModule around the pair."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -105,7 +106,22 @@ class LitVAE(L.LightningModule):
         if self._saved:
             self._train_sums += self._saved["train_sums"].to(self._train_sums)
             self._rng = self._saved["rng"]
+            self._replay_schedule()
         restore_rng(self._rng)
+
+    def _replay_schedule(self) -> None:
+        """Where a larger trainer.max_epochs has stretched the schedule, go on along the new one from this epoch."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler: Any = self.lr_schedulers()
+        if scheduler is None:
+            return
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+        with warnings.catch_warnings(action="ignore"):  # that no optimiser step comes between
+            planned: Any = self._scheduler(optimizer)  # type: ignore[misc]
+            for _ in range(scheduler.last_epoch):
+                planned.step()
+        scheduler.load_state_dict(planned.state_dict())
 
     def on_fit_end(self) -> None:
         self._tick()

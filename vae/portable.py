@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from vae.errors import UserError
+from vae.errors import UserError, first_line, resolved
 from vae.networks import IMAGE, VAE
 from vae.runs import Run, diverged, load_run
-from vae.settings import EXPORT_RULES, first_line, problems_of
+from vae.settings import EXPORT_RULES, problems_of
 
 ONNX = ("onnx", "onnxruntime", "onnxscript")  # the extra `onnx`
 
@@ -61,7 +61,7 @@ Network = Encode | Decode
 
 def opened(config: DictConfig) -> tuple[dict[str, Any], Run]:
     """The settings and the run; UserError tells everything wrong with them at once."""
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    settings = resolved(config)
     problems = problems_of(settings, EXPORT_RULES)
     missing = [name for name in ONNX if importlib.util.find_spec(name) is None]
     if settings["format"] == "onnx" and missing:

@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from vae.errors import UserError
+from vae.errors import UserError, resolved
 from vae.module import CHECKPOINT_FORMAT
 from vae.networks import VAE
 
@@ -44,6 +44,10 @@ def load_run(folder: str | Path, checkpoint: str = BEST, device: str = "cpu", al
     """
     folder = Path(folder)
     config = read_config(folder)
+    try:
+        resolved(config.model)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     refuse_foreign_classes(config.model, ("vae.", "torch.nn.", *allow))
     state = read_checkpoint(folder / checkpoint)["state_dict"]
     try:
@@ -91,20 +95,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def saved_config(folder: Path, overrides: Sequence[str]) -> DictConfig:
-    """The settings of a run to resume, with the other overrides of the command line on top."""
-    config = read_config(folder)
-    changes = [o.lstrip("+").replace("logger=none", "logger=null") for o in overrides if not o.startswith("resume=")]
+def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> DictConfig:
+    """The settings of a run to resume, with the other overrides of the command line on top.
 
-    def fixed(change: str) -> bool:
-        key, _, value = change.partition("=")
-        whole_group = OmegaConf.is_config(config.get(key)) and value != "null"  # logger=wandb
-        return whole_group or key.split(".")[0] in FIXED
-
-    refused = [change for change in changes if fixed(change)]
+    `today` are the settings that this command line composes without the run: the values of its overrides, and of
+    whole keys that came with a later version than the run's.
+    """
+    saved = read_config(folder)
+    changes = {o: o.lstrip("+~").split("=")[0] for o in overrides if not o.startswith("resume=")}
+    refused = [f"{o} cannot be changed while resuming {folder}" for o, k in changes.items() if k.split(".")[0] in FIXED]
+    groups = [o for o, key in changes.items() if key not in FIXED and OmegaConf.is_dict(today.get(key))]
+    refused += [f"{o}: while resuming {folder}, change single settings of it" for o in groups]
     if refused:
-        raise UserError(*(f"{change} cannot be changed while resuming {folder}" for change in refused))
-    return DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)))
+        raise UserError(*refused)
+    config = OmegaConf.merge({key: today[key] for key in today if key not in saved}, saved)
+    assert isinstance(config, DictConfig)
+    for key in changes.values():  # what was taken away with ~ is null
+        OmegaConf.update(config, key, OmegaConf.select(today, key), merge=False)
+    return config
 
 
 def checkpoint_to_resume(folder: Path) -> Path | None:
@@ -118,7 +126,7 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
 
 def discard_empty_run(folder: Path) -> None:
     """Take away the folder of a run that never began; a folder with anything more than its settings stays."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", ".lock", "train.log"}:
         shutil.rmtree(folder)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -13,10 +14,9 @@ import torch
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from vae.data import PIXELS, ImageDataModule
-from vae.errors import UserError
+from vae.errors import UserError, first_line, resolved
 from vae.networks import ACTIVATIONS, OUTPUTS, VAE
 from vae.runs import discard_empty_run
 
@@ -191,30 +191,42 @@ class Builder:
     def __init__(self, config: DictConfig) -> None:
         self.problems: list[str] = []
         given = {key for key, value in leaves(OmegaConf.to_container(config)) if "${" not in str(value)}
-        try:
-            OmegaConf.resolve(config)
-            self.config: dict[str, Any] = OmegaConf.to_container(config, throw_on_missing=True)  # type: ignore[assignment]
-        except OmegaConfBaseException as error:
-            raise UserError(first_line(error)) from error
+        self.config = resolved(config)
         wrong = {key: line for key, value in leaves(self.config) if (line := out_of_rule(key, value))}
         own = {key: line for key, line in wrong.items() if key in given}
         self.problems += (own or wrong).values()  # a reference repeats what is wrong with its source
+        latents = self._node("model.latent_dim")
+        for key, value in leaves(self.config):
+            if fnmatch.fnmatchcase(key, "model.*.latent_dim") and value != latents and not self.problems:
+                self.problems.append(f"{key}={value} must be model.latent_dim={latents}, which it follows by itself")
         known = {pattern.split(".")[0] for pattern in RULES}
         self.problems += [unknown(key, known) for key in self.config.keys() - known]
         self.problems += not_here("trainer.accelerator", self.config.get("trainer", {}).get("accelerator"))
 
-    def __call__(self, key: str, **given: Any) -> Any:
-        node = self.config
+    def require(self, *keys: str) -> None:
+        """Raise for keys that were taken away, or that are null and cannot be."""
+        if gone := [f"{key}: is missing" for key in keys if self._node(key) is None]:
+            raise UserError(*self.problems, *gone)
+
+    def _node(self, key: str) -> Any:
+        node: Any = self.config
         for part in key.split("."):
-            node = node[part]
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def __call__(self, key: str, **given: Any) -> Any:
+        node = self._node(key)
         if node is None:  # switched off
+            return None
+        if not has_target(node):
+            self.problems.append(without_target(key, node))
             return None
         unknown = list(unknown_keys(key, node, GIVEN.get(key.split(".")[0], set())))
         self.problems += unknown
         if unknown or any(problem.startswith(f"{key}.") for problem in self.problems):
             return None
         try:
-            return instantiate(node, _convert_="all", **given)
+            made = instantiate(node, _convert_="all", **given)
         except Exception as error:  # a constructor's own refusal, Lightning's or torch's
             cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
             line = first_line(cause)
@@ -223,6 +235,10 @@ class Builder:
                 line = f"logger={extra} needs: pip install -e .[{extra}]"
             self.problems.append(line if line.startswith((f"{key}.", f"{key}=")) else f"{key}: {line}")
             return None
+        if isinstance(made, functools.partial):  # of an optimizer or a scheduler, which lacks its first argument alone
+            lacks = [p for p in list(inspect.signature(made).parameters.values())[1:] if p.default is p.empty]
+            self.problems += [f"{key}.{p.name}: is missing" for p in lacks if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return made
 
     def seed(self) -> None:
         """Seed every global generator, unless the seed is one of the problems."""
@@ -231,7 +247,11 @@ class Builder:
 
     def each(self, key: str) -> list[Any]:
         """The objects of a group of nodes, less those switched off."""
-        return [part for name in self.config[key] if (part := self(f"{key}.{name}")) is not None]
+        nodes = self.config.get(key) or {}
+        if not isinstance(nodes, dict):
+            self.problems.append(f"{key}={nodes} must be a group of settings, or null for none")
+            return []
+        return [part for name in nodes if (part := self(f"{key}.{name}")) is not None]
 
     def finish(self, folder: Path) -> None:
         """Raise what was found, and take away the folder of a run that never began."""
@@ -265,10 +285,12 @@ def not_here(key: str, accelerator: Any) -> list[str]:
 
 
 def problems_of(settings: dict[str, Any], rules: dict[str, Rule]) -> list[str]:
-    """What is wrong with the settings of a command whose rules name all of them."""
+    """What is wrong with the settings of a command whose rules name all of them; raises where some are missing."""
+    there = dict(leaves(settings))
+    if gone := [f"{key}: is missing" for key in rules if key not in there]:
+        raise UserError(*gone)
     problems = (
-        out_of_rule(key, value, rules) if rule_of(key, rules) else unknown(key, rules)
-        for key, value in leaves(settings)
+        out_of_rule(key, value, rules) if rule_of(key, rules) else unknown(key, rules) for key, value in there.items()
     )
     return [problem for problem in problems if problem is not None]
 
@@ -321,10 +343,19 @@ def unknown_keys(key: str, node: dict[str, Any], given: set[str]) -> Iterator[st
         if not name.startswith("_") and name not in names and not takes_any:
             near = difflib.get_close_matches(name, set(names) - given, 1)
             yield f"{key}.{name}: unknown" + (f"; did you mean {key}.{near[0]}?" if near else "")
-        elif isinstance(child, dict) and "_target_" in child:
+        elif name in names and is_module(names[name].annotation) and not has_target(child):
+            yield without_target(f"{key}.{name}", child)
+        elif has_target(child):
             yield from unknown_keys(f"{key}.{name}", child, set())
 
 
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def has_target(node: Any) -> bool:
+    return isinstance(node, dict) and "_target_" in node
+
+
+def without_target(key: str, node: Any) -> str:
+    return f"{key}={node!r} has no _target_, the class to make it of"
+
+
+def is_module(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, torch.nn.Module)

@@ -5,17 +5,24 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vae.errors import UserError, told_in_one_line
+from vae.errors import UserError, resolved, told_in_one_line
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="summary")
 @told_in_one_line
 def main(config: DictConfig) -> None:
-    if config.sweep is None:
-        raise UserError("sweep=<folder> is missing: a folder of runs, such as outputs/sweeps/<date>/<time>")
-    from vae.sweeps import summarise, table
+    summary(config)
 
-    print(table(summarise(Path(config.sweep), config.x)))
+
+def summary(config: DictConfig) -> None:
+    """Write the summary of the folder `sweep` into it and show its table; UserError where there are no runs in it."""
+    from vae.sweeps import summarise, table  # heavy imports wait until the command starts
+
+    settings = resolved(config)
+    sweep, x = settings.get("sweep"), settings.get("x")
+    if not isinstance(sweep, str) or not sweep:
+        raise UserError("sweep=<folder> is missing: a folder of runs, such as outputs/sweeps/<date>/<time>")
+    print(table(summarise(Path(sweep), x)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vae.errors import told_in_one_line
+from vae.errors import UserError, told_in_one_line
 from vae.jobs import job
 
 
@@ -21,11 +21,15 @@ def main(config: DictConfig) -> float:
     folder = Path(hydra_config.runtime.output_dir)
     if hydra_config.mode == RunMode.MULTIRUN:
         return job(train, config, folder)
-    if config.resume is not None:
-        from vae.runs import saved_config
+    from vae.runs import discard_empty_run, saved_config
 
-        config = saved_config(folder, hydra_config.overrides.task)
-    return train(config, folder)["val/elbo"]
+    if config.get("resume") is not None:
+        config = saved_config(folder, hydra_config.overrides.task, config)
+    try:
+        return train(config, folder)["val/elbo"]
+    except UserError:
+        discard_empty_run(folder)
+        raise
 
 
 def train(config: DictConfig, folder: Path) -> dict[str, float]:
@@ -48,6 +52,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
 
     # 1. Settings become objects.
     build = Builder(config)
+    build.require("data", "model", "optimizer", "seed", "compile", "skip_bad_steps", "save_every_n_steps")
+    build.require(*(f"trainer.{key}" for key in ("num_sanity_val_steps", "inference_mode", "use_distributed_sampler")))
     build.seed()
     data = build("data", seed=config.seed)
     model = build("model")
@@ -68,7 +74,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         default_root_dir=str(folder),
     )
     build.finish(folder)
-    if threads := build.config["threads"]:
+    if threads := build.config.get("threads"):
         os.environ["OMP_NUM_THREADS"] = str(threads)  # for DDP's other processes, which Lightning starts
         torch.set_num_threads(threads)
 
@@ -79,12 +85,13 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim) if first else None
     options = {key: build.config[key] for key in ("compile", "skip_bad_steps")}
     task = LitVAE(model, optimizer, scheduler, objective, oracle, **options)
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
 
     # 3. Training; the checkpoint with the best validation ELBO is kept, and tested.
-    with interruption, dashboard:
+    with files.only_writer(folder), interruption, dashboard:
+        if first:
+            for partial in folder.glob("checkpoints/.*.partial"):  # of a process that was killed while saving
+                partial.unlink()
+            files.write_json(folder / "environment.json", runs.environment(config.seed, trainer.strategy.root_device))
         trainer.fit(task, data, ckpt_path=resume, weights_only=True)
         trainer.test(task, data, ckpt_path=folder / runs.BEST, weights_only=True, verbose=False)
 
@@ -107,6 +114,15 @@ def resumed(arguments: list[str]) -> list[str]:
     return [*arguments, f"hydra.run.dir={folders[-1]}", "hydra.output_subdir=null"] if folders else arguments
 
 
+@told_in_one_line
+def refuse_no_choice(arguments: list[str]) -> None:
+    """Hydra would answer logger=null with a traceback."""
+    groups = {f"{path.name}=null" for path in (Path(__file__).parents[1] / "conf").iterdir() if path.is_dir()}
+    if found := groups & {*arguments}:
+        raise UserError(*(f"{choice}: name one of conf/{choice.removesuffix('=null')}" for choice in sorted(found)))
+
+
 if __name__ == "__main__":
     sys.argv[1:] = resumed(sys.argv[1:])
+    refuse_no_choice(sys.argv[1:])
     main()

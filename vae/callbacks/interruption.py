@@ -9,6 +9,8 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from vae.files import override
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -77,6 +79,8 @@ class Interruption(L.Callback):
             self._stop(self._received, f" at step {trainer.global_step}")
 
     def _stop(self, number: int, when: str = "") -> None:
-        name, folder = signal.Signals(number).name, self.last.parents[1]
-        print(f"stopped by {name}{when}; go on with: python -m vae.train resume={folder}", file=sys.stderr)
+        resume = override("resume", self.last.parents[1])
+        print(
+            f"stopped by {signal.Signals(number).name}{when}; go on with: python -m vae.train {resume}", file=sys.stderr
+        )
         sys.exit(128 + number)
