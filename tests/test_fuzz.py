@@ -271,7 +271,7 @@ def test_garbage_is_summed_up_or_told_in_a_line(trained: list[str], tmp_path: Pa
         (2, "error: model.sigma='σ must be a number", ["train", r"model.sigma='\'σ'"]),
         (2, "error: seed: Interpolation key 'x' not found", ["train", "seed=${x}"]),
         (1, "mismatched input", ["train", "model.sigma=a=b"]),  # Hydra's grammar, in its words
-        (2, "error: logger=null", ["train", "logger=null"]),
+        (2, "error: data=null: name one of conf/data", ["train", "data=null"]),
         (2, "error: resume=no/where is no run folder", ["train", "resume=no/where"]),
         (2, "error: run: é is no run folder", ["evaluate", "run='é'"]),
         (2, "error: runs: a,b=c is no run folder", ["compare", "runs=['a,b=c']"]),

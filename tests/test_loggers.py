@@ -178,7 +178,7 @@ def test_a_logger_that_is_not_installed_names_its_extra(tmp_path: Path, name: st
 def test_none_leaves_the_files_alone(tmp_path: Path):
     metrics = run(tmp_path / "none", 2, "logger=none")
     assert {path.name for path in (tmp_path / "none").iterdir()} == {
-        *("checkpoints", "environment.json", "figures", "metrics.json", "videos")
+        *(".lock", "checkpoints", "environment.json", "figures", "metrics.json", "videos")
     }
     other = run(tmp_path / "csv", 2, "logger=csv")
     assert all(metrics[key] == other[key] for key in metrics if not key.startswith("time/"))
@@ -191,9 +191,9 @@ def test_a_resumed_run_may_leave_its_logger_but_not_change_it(tmp_path: Path):
 
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save(settings(), tmp_path / ".hydra" / "config.yaml")
-    assert saved_config(tmp_path, ["logger=none"]).logger is None
-    with pytest.raises(UserError, match="logger=csv cannot be changed while resuming"):
-        saved_config(tmp_path, ["logger=csv"])
+    assert not saved_config(tmp_path, ["logger=none"], settings("logger=none")).logger
+    with pytest.raises(UserError, match="logger=csv: while resuming"):
+        saved_config(tmp_path, ["logger=csv"], settings("logger=csv"))
 
 
 def test_figures_go_on_beside_a_tensorboard_that_fails(

@@ -91,6 +91,7 @@ def test_what_the_readme_adds_runs_as_it_stands(tmp_path: Path, monkeypatch: pyt
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
 
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf

@@ -38,7 +38,7 @@ def test_every_combination_composes_and_builds(tmp_path: Path, model: str, data:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_builds(tmp_path: Path, experiment: str):
-    assert problems(tmp_path, f"+experiment={experiment}") == []
+    assert problems(tmp_path, f"+experiment={experiment}", "data=mnist") == []
 
 
 @pytest.mark.parametrize(

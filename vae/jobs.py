@@ -24,6 +24,8 @@ from vae.files import first_process, free_name, only_writer, read_json, write_js
 
 log = logging.getLogger(__name__)
 
+HELD = contextlib.ExitStack()  # folders that this process holds until it ends
+
 # Settings that a finished run may differ in and still be the same run.
 IMMATERIAL = ("threads", "resume", "callbacks", "logger", "data.root", "trainer.accelerator", "trainer.devices")
 
@@ -147,9 +149,6 @@ class Sweep(Callback):
     folder against other processes. After a multirun: the summary and the exit code.
     """
 
-    def __init__(self) -> None:
-        self._held = contextlib.ExitStack()  # until the process ends
-
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """A single run gets a folder that no other run has, or goes on in its own."""
         folder = Path(config.hydra.run.dir)
@@ -170,7 +169,7 @@ class Sweep(Callback):
 
     def _hold(self, folder: Path, setting: str) -> None:
         try:
-            self._held.enter_context(only_writer(folder, setting))
+            HELD.enter_context(only_writer(folder, setting))
         except UserError as error:
             refuse(str(error))
 

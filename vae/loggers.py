@@ -23,8 +23,10 @@ from vae.settings import leaves
 log = logging.getLogger(__name__)
 
 KEPT = "logger.json"  # of the run folder: the name that W&B or MLflow has given the run
-# Runs side by side would each make MLflow's database and experiment, and break both.
-LOCK = FileLock(Path(tempfile.gettempdir()) / f"vae-{os.getuid()}-logger.lock")
+
+def one_at_a_time() -> FileLock:
+    """Runs side by side would each make MLflow's database and experiment, and break both."""
+    return FileLock(Path(tempfile.gettempdir()) / f"vae-{os.getuid()}-logger.lock")
 
 
 def arguments(config: dict[str, Any], folder: Path, resume: Path | None) -> dict[str, Any]:
@@ -60,7 +62,7 @@ class Dashboard(Logger):
         self._excepthook, threading.excepthook = threading.excepthook, self._in_thread
         try:
             if self._logger is not None:
-                with LOCK if isinstance(self._logger, MLFlowLogger) else contextlib.nullcontext():
+                with one_at_a_time() if isinstance(self._logger, MLFlowLogger) else contextlib.nullcontext():
                     self._open(self._logger)
         except Exception as error:
             threading.excepthook = self._excepthook

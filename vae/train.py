@@ -61,7 +61,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     build.problems += senseless(model, data)
     optimizer, scheduler = build("optimizer"), build("scheduler")
     resume = runs.checkpoint_to_resume(folder)
-    with loggers.LOCK:
+    with loggers.one_at_a_time():
         logger = build("logger", **loggers.arguments(build.config, folder, resume))
     dashboard = loggers.Dashboard(logger, build.config, folder, resume)
     interruption = Interruption(folder / runs.LAST, build.config["save_every_n_steps"])
