@@ -61,7 +61,7 @@ class ConvDecoder(nn.Module):
 
     A doubling is a convolution to four times the channels, dealt out to 2 x 2 pixels (Shi et al. 2016,
     arXiv:1609.05158). Every pixel gets as many terms as its neighbours, so there is no checkerboard, and enlarging
-    first would cost more than twice the time.
+    first would take about twice the time a step.
     """
 
     def __init__(
