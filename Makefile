@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
+EXTRAS ?= dev,joblib,submitit
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab compare evaluate train sweep tensorboard bench test torture check
+.PHONY: help install lab compare evaluate networks train sweep tensorboard bench test torture check
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -14,7 +15,7 @@ install: $(VENV)/installed ## the virtual environment with the tested versions
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,joblib,submitit]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 lab: $(VENV)/installed ## the main job: train the baseline and the deep pair on MNIST, compare them on a page
@@ -29,6 +30,9 @@ compare: $(VENV)/installed ## runs on one page: make compare ARGS="runs=[<run fo
 
 evaluate: $(VENV)/installed ## full-strength figures of a run: make evaluate ARGS="run=<run folder>"
 	$(RUN) -m vae.evaluate $(ARGS)
+
+networks: $(VENV)/installed ## a run's networks as files for use elsewhere: make networks ARGS="run=<run folder>"
+	$(RUN) -m vae.export $(ARGS)
 
 train: $(VENV)/installed ## one run: make train ARGS="model=deep model.latent_dim=8"
 	$(RUN) -m vae.train $(ARGS)

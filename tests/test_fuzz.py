@@ -241,7 +241,7 @@ def test_garbage_is_evaluated_or_told_in_a_line(trained: list[str], tmp_path: Pa
 
 def test_garbage_is_compared_or_told_in_a_line(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    plain = {"runs": trained, "out": "page"}
+    plain = {"runs": trained, "out": "page", "allow": []}
 
     @garbage(list(plain), 0.1)
     def feed(key: str, value: Any) -> None:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 KEPT = "logger.json"  # of the run folder: the name that W&B or MLflow has given the run
 
+
 def one_at_a_time() -> FileLock:
     """Runs side by side would each make MLflow's database and experiment, and break both."""
     return FileLock(Path(tempfile.gettempdir()) / f"vae-{os.getuid()}-logger.lock")

@@ -177,6 +177,7 @@ EXPORT_RULES: dict[str, Rule] = {
     "tolerance": number(0, 1, "a number greater than 0 and less than 1"),
     "allow": EVALUATE_RULES["allow"],
 }
+GROUPS = ("model", "objective", "data", "optimizer", "scheduler", "trainer", "logger")
 # Arguments that train() passes itself, beside the settings.
 GIVEN = {"trainer": {"callbacks", "logger", "plugins", "default_root_dir"}, "logger": {"save_dir"}, "data": {"seed"}}
 
@@ -190,7 +191,11 @@ class Builder:
 
     def __init__(self, config: DictConfig) -> None:
         self.problems: list[str] = []
-        given = {key for key, value in leaves(OmegaConf.to_container(config)) if "${" not in str(value)}
+        plain: Any = OmegaConf.to_container(config)
+        whole = [without_target(key, plain[key]) for key in GROUPS if not isinstance(plain.get(key), dict | None)]
+        if whole:  # what refers into them could not be resolved
+            raise UserError(*whole)
+        given = {key for key, value in leaves(plain) if "${" not in str(value)}
         self.config = resolved(config)
         wrong = {key: line for key, value in leaves(self.config) if (line := out_of_rule(key, value))}
         own = {key: line for key, line in wrong.items() if key in given}

@@ -15,6 +15,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vae.errors import UserError
 from vae.figures import ORACLE, new_figure, png
@@ -46,7 +47,7 @@ class SweepRun:
 
     @property
     def model(self) -> str:
-        return str(OmegaConf.select(self.config, "model.name", default="vae"))
+        return str(select(self.config, "model.name") or "vae")
 
     @property
     def command(self) -> str:
@@ -56,7 +57,7 @@ class SweepRun:
 
     def value(self, key: str) -> Any:
         """Of a setting, or the choice of a group such as `model`."""
-        value = OmegaConf.select(self.config, key)
+        value = select(self.config, key)
         if isinstance(value, DictConfig):
             return self._overridden(key) or value.get("name", "default")
         return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -130,12 +131,20 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(path.parents[1] for path in folder.glob("**/.hydra/config.yaml"))
 
 
+def select(config: DictConfig, key: str) -> Any:
+    """A setting by its dotted key; None where there is none, as in a run that was refused for it."""
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
+
+
 def read_run(sweep: Path, folder: Path) -> SweepRun:
     metrics, job = read_json(folder / "metrics.json"), read_json(folder / "job.json")
     state = "failed" if job.get("state") == "failed" else "finished" if metrics else "unfinished"
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
     assert isinstance(config, DictConfig)
-    latents = OmegaConf.select(config, "model.latent_dim")
+    latents = select(config, "model.latent_dim")
     for name, collapsed in (("active", "test/collapsed"), ("oracle/active", "oracle/collapsed")):
         if metrics.get(collapsed) is not None:
             metrics[name] = latents - metrics[collapsed]

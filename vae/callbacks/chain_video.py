@@ -1,6 +1,7 @@
 """The chain decode → sample → encode → sample of 64 chains as an 8×8 video, as a strip, in figures."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -50,8 +51,10 @@ class ChainVideo(Picture):
         video = [titled(tile(frame, 8), f"{label}   step {t}") for t, frame in enumerate(frames)]
         folder = Path(trainer.default_root_dir) / "videos"
         folder.mkdir(parents=True, exist_ok=True)
-        write_mp4(folder / "chain.mp4", video)
-        (folder / "chain.gif").write_bytes(gif(video))
+        with ThreadPoolExecutor(1) as pool:  # ffmpeg is a process of its own
+            mp4 = pool.submit(write_mp4, folder / "chain.mp4", video)
+            (folder / "chain.gif").write_bytes(gif(video))
+            mp4.result()
         mixing = task.oracle.mixing_steps if task.oracle is not None else None
         return draw_strip(self.title(trainer, task, self._verdict()), frames, drifts, mixing)
 

@@ -54,15 +54,24 @@ def collapse_figure(kl_per_latent: torch.Tensor, heading: str, images: int, orac
     powers = np.log10(np.maximum(kl, 1e-5))  # drawn as powers: a log axis with its minor ticks is slow
     top = max(1, int(np.ceil(powers.max())))
     bins = np.linspace(-5, top, 6 * (5 + top) + 1)
-    left.hist(powers[kl < COLLAPSED], bins, color=GREY, label=f"collapsed: {collapsed}")
-    left.hist(powers[kl >= COLLAPSED], bins, color=TRAIN, label=f"in use: {len(kl) - collapsed}")
+    # outlines that are filled: a patch a bar is slow too
+    of_collapsed, of_used = (np.histogram(powers[which], bins)[0] for which in (kl < COLLAPSED, kl >= COLLAPSED))
+    left.stairs(of_collapsed, bins, fill=True, color=GREY, label=f"collapsed: {collapsed}")
+    left.stairs(of_used, bins, fill=True, color=TRAIN, label=f"in use: {len(kl) - collapsed}")
     left.axvline(np.log10(COLLAPSED), color=VAL, linestyle="--", label=f"threshold {COLLAPSED:g} nats")
     left.set_xticks(range(-5, top + 1), [f"{10.0**power:g}" for power in range(-5, top + 1)])
     left.set_xlabel("mean KL of a latent, nats (log scale)")
     left.set_ylabel("latents")
+    left.locator_params(axis="y", integer=True)
 
-    places = np.arange(1, len(kl) + 1)
-    right.bar(places, kl, color=np.where(kl < COLLAPSED, GREY, TRAIN), label=f"mean over {images} images")
+    places, used = np.arange(1, len(kl) + 1), len(kl) - collapsed  # sorted: those in use come first
+    label = f"mean over {images} images"
+    for shade, part in ((TRAIN, slice(0, used)), (GREY, slice(used, None))):
+        if len(kl[part]):
+            right.stairs(
+                kl[part], np.append(places[part], places[part][-1] + 1) - 0.5, fill=True, color=shade, label=label
+            )
+            label = ""
     right.axhline(COLLAPSED, color=VAL, linestyle="--", linewidth=1, label=f"threshold {COLLAPSED:g} nats")
     if oracle is not None:
         right.plot(places, oracle.kl, "o", color=ORACLE, markersize=3, label="closed form ½ log(λ/σ²)")
