@@ -36,6 +36,7 @@ GROWTH = {
     "width": (64, 256, 1024),
     "images": (10_000, 30_000, 55_000),
 }
+DEVICES = (1, 2)
 
 
 def compose(*overrides: str) -> Any:
@@ -220,6 +221,7 @@ def pythae(model: str, device: str, epochs: int = 2) -> dict[str, float]:
 def alone(contestant: str, model: str, device: str, overrides: list[str]) -> dict[str, float]:
     """One measurement in this process, with what it took beside."""
     imported = time.perf_counter()
+    import hydra  # noqa: F401
     import lightning.pytorch  # noqa: F401
     import torch  # noqa: F401
 
@@ -258,7 +260,23 @@ def growth(device: str) -> dict[str, Any]:
                 images, overrides = value, [f"data.val_size={60_000 - value}"]
             found = measure("project", "deep", device, *overrides)
             rates[key][value] = found and images / found["seconds"]
+    rates["devices"] = {count: over_devices(device, count) for count in DEVICES}
     return rates
+
+
+def over_devices(device: str, count: int) -> float | None:
+    """Images a second of the deep pair over several devices, 128 images a step together; on a CPU a core each."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = [f"trainer.accelerator={device}", f"trainer.devices={count}", f"data.batch_size={128 // count}"]
+        options += ["trainer=ddp", "trainer.max_epochs=2", "model=deep", "callbacks=none", "logger=none", "threads=1"]
+        command = [sys.executable, "-m", "vae.train", *options, f"hydra.run.dir={folder}/run"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode != 0:
+            print(f"{count} devices: left out ({done.stderr.strip().splitlines()[-1:]})", flush=True)
+            return None
+        rate: float = json.loads(Path(folder, "run", "metrics.json").read_text())["time/images_per_second"]
+    print(f"  project deep      {count} device(s) {rate:,.0f} images/s", flush=True)
+    return rate
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -277,7 +295,7 @@ def summary(runs: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any
             "memory_above_imports_mb": {
                 n: spread([r["memory_above_imports_mb"] for r in f]) for n, f in contestants.items() if f
             },
-            # from the command to the first optimiser step, less what importing torch and Lightning takes
+            # from the command to the first optimiser step, less what importing torch, Lightning and Hydra takes
             "start_up_seconds": spread([r["first_step"] - r["import_seconds"] for r in contestants["project"]]),
             "ratio_to_loop": {name: s["median"] / seconds["loop"]["median"] for name, s in seconds.items()},
             "ratio_to_project": {name: s["median"] / seconds["project"]["median"] for name, s in seconds.items()},
@@ -288,16 +306,33 @@ def summary(runs: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any
 def draw(result: dict[str, Any], path: Path) -> None:
     from vae.figures import TRAIN, VAL, new_figure, png
 
-    figure = new_figure(10, 4, f"seconds for an epoch of 55 000 images, batch 128 ({result['machine']})")
-    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.1, top=0.84, wspace=0.3)
-    for axes, (model, found) in zip(figure.subplots(1, 2), result["models"].items(), strict=True):
+    growth = result["growth_images_per_second"]
+    figure = new_figure(
+        11, 7 if growth else 4, f"batch 128, medians and ranges of {result['repeats']} rounds ({result['machine']})"
+    )
+    above = figure.add_gridspec(1, 2, left=0.08, right=0.98, bottom=0.56 if growth else 0.13, top=0.89, wspace=0.25)
+    below = figure.add_gridspec(1, max(1, len(growth)), left=0.08, right=0.98, bottom=0.08, top=0.42, wspace=0.25)
+    most = max((rate for rates in growth.values() for rate in rates.values() if rate), default=1.0)
+    for place, (key, rates) in enumerate(growth.items()):
+        axes = figure.add_subplot(below[place])
+        there = {int(value): rate for value, rate in rates.items() if rate}
+        axes.plot(list(there), list(there.values()), color=VAL, marker="o", markersize=4)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(there), [f"{value:,}" for value in there], rotation=30, fontsize=8)
+        axes.minorticks_off()
+        axes.set_ylim(0, 1.1 * most)
+        axes.set_title(key.rpartition(".")[2], fontsize=10)
+        axes.set_ylabel("images a second, deep" if place == 0 else "")
+        axes.tick_params(labelleft=place == 0, labelsize=8)
+    for place, (model, found) in enumerate(result["models"].items()):
+        axes = figure.add_subplot(above[place])
         names = list(found["seconds_per_epoch"])[::-1]
         values = [found["seconds_per_epoch"][name] for name in names]
         medians = [v["median"] for v in values]
         errors = [[v["median"] - v["min"] for v in values], [v["max"] - v["median"] for v in values]]
         colours = [VAL if name in ("project", "fast") else TRAIN for name in names]
         axes.barh(names, medians, xerr=errors, color=colours)
-        axes.set_title(model, fontsize=10)
+        axes.set_title(f"{model}: seconds for an epoch of 55 000 images", fontsize=10)
     path.write_bytes(png(figure))
 
 
