@@ -1,5 +1,6 @@
 """The page that puts runs side by side: its figures, its words, and the page itself in a real browser."""
 
+import copy
 import dataclasses
 import html
 import json
@@ -230,6 +231,9 @@ def test_what_must_not_be_concluded(compared: list[Compared]) -> None:
     assert verdict.bound(dataclasses.replace(a, evaluation={"exact/gap": 0.2})) is None
     assert "Each setting was trained once" in verdict.seeds(compared)[0]
     assert verdict.seeds([a, a]) == []
+    other = dataclasses.replace(a, run=dataclasses.replace(a.run, config=copy.deepcopy(a.run.config)))
+    other.run.config.objective = {"_target_": "vae.objectives.IWAE", "samples": 5}
+    assert "Each setting was trained once" in verdict.seeds([a, other])[0]
     assert not any("differs" in line for line in verdict.cautions(compared))
     wide = dataclasses.replace(b, run=dataclasses.replace(b.run, model=load_run(b.run.folder).model))
     wide.run.model.likelihood = Gaussian(0.5)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import vae
 from vae.chain import follow, local_gain
-from vae.convolutional import ConvDecoder, ConvEncoder
+from vae.convolutional import ConvDecoder, ConvEncoder, Deal
 from vae.data import ImageDataModule
 from vae.elbo import upper_bound
 from vae.networks import VAE, count_parameters, linear_pair
@@ -73,7 +73,16 @@ def test_outputs_and_the_bound_of_log_sd():
     assert 1.9 < log_sd.max() <= 2.1
 
 
-def test_the_decoder_treats_all_pixels_alike():
+def test_an_empty_batch_has_gradients():
+    """As a rank's last one may be; and the dealing out is PixelShuffle's."""
+    x = torch.rand(3, 8, 5, 5)
+    assert torch.equal(Deal()(x), torch.nn.PixelShuffle(2)(x))
+    model = build_model("model=conv")
+    model.elbo_terms(torch.zeros(0, 1, 28, 28))[0].elbo.sum().backward()
+    assert all(weight.grad.abs().sum() == 0 for weight in model.parameters())
+
+
+def test_every_pixel_gets_as_many_terms():
     """With all weights and maps equal, pixels that no border is near are equal: the layers make no checkerboard."""
     decoder = ConvDecoder(2, [4, 3], 0, [], output="linear")
     with torch.no_grad():

@@ -25,8 +25,8 @@ class Laplace(Likelihood):
         return distributions.Laplace(output, 0.1)
 
     def draw(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        u = torch.rand(output.shape, generator=generator) - 0.5
-        return output - 0.1 * u.sign() * (1 - 2 * u.abs()).log()
+        u = torch.rand(output.shape, generator=generator, device=output.device) - 0.5
+        return output - 0.1 * u.sign() * (1 - 2 * u.abs()).clamp_min(1e-7).log()
 
 
 @pytest.mark.parametrize("likelihood", [Gaussian(0.3), Gaussian(0.3, learned=True), Bernoulli(), Laplace()])
@@ -67,6 +67,21 @@ def test_the_best_sigma_of_a_linear_pair_is_the_mean_of_the_discarded_eigenvalue
         optimizer.step()
     assert model.sigma == pytest.approx(oracle.sigma, rel=5e-3)
     assert elbo.item() == pytest.approx(oracle.train_elbo, abs=1)
+
+
+def test_without_discarded_eigenvalues_no_sigma_is_best(digits: ImageDataModule):
+    """400 images span at most 399 dimensions: with so many latents the likelihood grows without bound."""
+    learned = Gaussian(0.25, learned=True)
+    for latent_dim in (399, 783, 784, 1000):
+        assert learned.best_linear(digits.spectrum(), latent_dim) is None
+    assert learned.best_linear(digits.spectrum(), 50).sigma > 0.05
+
+
+def test_a_learned_sigma_has_the_same_gradient_either_way():
+    likelihood, x, output = Gaussian(0.3, learned=True), torch.rand(2, 1, 28, 28), torch.rand(2, 1, 28, 28)
+    ways = (likelihood.log_prob(x, output).sum(), likelihood.distribution(output).log_prob(x).sum())
+    one, other = (torch.autograd.grad(way, likelihood.log_sigma)[0].item() for way in ways)
+    assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_training_learns_sigma_with_the_networks(tmp_path):

@@ -254,6 +254,11 @@ def test_a_job_tells_what_was_unforeseen_and_runs_again(tmp_path, caplog):
     assert json.loads((tmp_path / "job.json").read_text())["state"] == "finished"
     assert job(never, settings("callbacks=default", "data.root=elsewhere"), tmp_path) == -5.0
 
+    record = json.loads((tmp_path / "job.json").read_text())  # of a version without these keys
+    del record["settings"]["objective"], record["settings"]["data"]["pixels"]
+    (tmp_path / "job.json").write_text(json.dumps(record))
+    assert job(never, settings(), tmp_path) == -5.0
+
     (tmp_path / ".hydra").mkdir()
     assert math.isnan(job(never, settings("trainer.max_epochs=9"), tmp_path))
     problem = json.loads((tmp_path / "job.json").read_text())["problems"][0]

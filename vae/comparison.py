@@ -15,10 +15,12 @@ from vae.callbacks.chain_video import CHAINS
 from vae.callbacks.posterior_collapse import PosteriorCollapse
 from vae.callbacks.prior_samples import prior_codes
 from vae.chain import Course, follow
+from vae.collapse import COLLAPSED
 from vae.data import SPLITS, ImageDataModule
 from vae.elbo import kl_to_prior, noise_per_image
 from vae.errors import UserError
-from vae.module import COLLAPSED, SplitSums
+from vae.estimators import Estimate
+from vae.module import SplitSums
 from vae.networks import count_parameters, linear_pair
 from vae.ppca import PPCA
 from vae.runs import LAST, Run, load_data, load_run, read_checkpoint
@@ -67,11 +69,7 @@ class Compared:
 def paired(a: Compared, b: Compared, key: str) -> tuple[float, float]:
     """Mean of b − a over the images of `<split>/<term>`, and its standard error, in nats per image."""
     difference = b.per_image[key] - a.per_image[key]
-    return difference.mean().item(), standard_error(difference)
-
-
-def standard_error(values: Tensor) -> float:
-    return (values.std() / len(values) ** 0.5).item()
+    return Estimate.of(difference)
 
 
 # --- which runs ------------------------------------------------------------------------------------------------
@@ -188,7 +186,7 @@ def compare_run(run: Run, name: str, data: ImageDataModule) -> Compared:
             figures[key] = kept
             if key.endswith("/elbo") and abs(kept - recomputed[key]) > 0.05:
                 notes.append(f"metrics.json has {key} {kept:.2f}, its kept checkpoint gives {recomputed[key]:.2f} here")
-    figures |= {f"{key}_se": standard_error(values) for key, values in per_image.items()}
+    figures |= {f"{key}_se": Estimate.of(values).se for key, values in per_image.items()}
 
     oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim)
     if oracle is not None:

@@ -29,6 +29,14 @@ class Residual(nn.Module):
         return x + self.change(x)
 
 
+class Deal(nn.Module):
+    """[B, 4 C, h, w] to [B, C, 2 h, 2 w]: nn.PixelShuffle(2), whose gradient fails for an empty batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, (x.shape[1] // 4, 2, 2)).permute(0, 1, 4, 2, 5, 3)
+        return x.flatten(4, 5).flatten(2, 3)
+
+
 class ConvEncoder(nn.Module):
     """Convolutions to `channels`, residual `blocks`, `hidden` layers; the rest is as in vae.networks.Encoder."""
 
@@ -60,7 +68,7 @@ class ConvDecoder(nn.Module):
     """`hidden` layers, residual `blocks`, then from `channels` up to the image; `output` as in vae.networks.Decoder.
 
     A doubling is a convolution to four times the channels, dealt out to 2 x 2 pixels (Shi et al. 2016,
-    arXiv:1609.05158). Every pixel gets as many terms as its neighbours, so there is no checkerboard. Enlarging
+    arXiv:1609.05158). Every pixel gets as many terms as its neighbours. Enlarging
     first would take about twice the time a step; transposed convolutions (280.9 against 280.3 nats after 5 epochs, one
     seed) do as well.
     """
@@ -79,7 +87,7 @@ class ConvDecoder(nn.Module):
         layers = [fully_connected([latent_dim, *hidden, math.prod(maps)], activation), nn.Unflatten(1, maps)]
         layers += [Residual(channels[0], activation) for _ in range(blocks)]
         for before, after in itertools.pairwise([*channels, 1]):
-            layers += [ACTIVATIONS[activation](), nn.Conv2d(before, 4 * after, 3, padding=1), nn.PixelShuffle(2)]
+            layers += [ACTIVATIONS[activation](), nn.Conv2d(before, 4 * after, 3, padding=1), Deal()]
         self.layers = nn.Sequential(*layers, OUTPUTS[output]())
 
     def forward(self, z: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from vae.ppca import Spectrum
 from vae.sources import SOURCES, fetch, read_idx
 
 SPLITS = ("train", "val", "test")
-PIXELS = ("grey", "dequantised", "binarised")
+KINDS = ("grey", "dequantised", "binarised")
 
 
 class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -104,7 +104,7 @@ class ImageDataModule(L.LightningDataModule):
             raise ValueError(f"data.val_size={val_size} leaves none of {self.source.train_images} images to train on")
         if batch_size > train_size:
             raise ValueError(f"data.batch_size={batch_size} is more than the {train_size} images to train on")
-        self.noise = pixels
+        self.kind = pixels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.batches_per_block = batches_per_block
         self.val_size, self.val_seed, self.seed = val_size, val_seed, seed
@@ -137,17 +137,17 @@ class ImageDataModule(L.LightningDataModule):
 
     def fixed_images(self, split: str, pixels: Tensor, index: Tensor) -> Tensor:
         """Images of these uint8 pixels [B, 1, 28, 28], with the noise that belongs to their places `index` [B]."""
-        if self.noise == "grey":
+        if self.kind == "grey":
             return as_images(pixels)
         if split not in self._uniform:
             generator = torch.Generator().manual_seed(0)
             self._uniform = {split: torch.rand(self.pixels[split].shape, generator=generator)}
         uniform = self._uniform[split][index.cpu()].to(pixels.device)
-        return as_images(pixels, self.noise, uniform)
+        return as_images(pixels, self.kind, uniform)
 
     def spectrum(self) -> Spectrum:
         """Of the training split, over all noise: what the closed form of a linear pair needs."""
-        return Spectrum.remembered(self.split_pixels("train"), self.noise)
+        return Spectrum.remembered(self.split_pixels("train"), self.kind)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         return self.loader("train", shuffle_seed=self.seed)
@@ -201,12 +201,12 @@ class ImageDataModule(L.LightningDataModule):
             self.pixels[split] = moved.setdefault(id(pixels), pixels.to(device))
 
 
-def as_images(pixels: Tensor, noise: str = "grey", uniform: Tensor | None = None) -> Tensor:
+def as_images(pixels: Tensor, kind: str = "grey", uniform: Tensor | None = None) -> Tensor:
     """uint8 pixels as float images in [0, 1]; with `uniform` draws from [0, 1), of the same shape, where noise is asked
     for: "dequantised" or "binarised"."""
     if uniform is None:
         return pixels.float().div_(255)
-    if noise == "dequantised":
+    if kind == "dequantised":
         return (pixels + uniform).div_(256)
     return (255 * uniform < pixels).float()
 

@@ -34,7 +34,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     # 1. How likely are the test images? One value an image, so that two runs compare image by image.
     values, found = evaluation.likelihoods(model, images, settings)
     figures |= evaluation.means(values) | found
-    if data.noise == "dequantised":
+    if data.kind == "dequantised" and model.likelihood.density:
         figures |= evaluation.bits_per_dimension(figures)
     if other is not None:
         figures["against"] = str(other.folder)

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from vae import estimators, metrics
 from vae.classifier import Classifier, accuracy, cached_classifier, in_batches
-from vae.collapse import usage
+from vae.collapse import COLLAPSED, usage
 from vae.data import ImageDataModule
 from vae.errors import UserError, resolved
 from vae.estimators import Estimate
-from vae.module import COLLAPSED, INACTIVE
+from vae.module import INACTIVE
 from vae.networks import PIXELS, VAE, linear_pair
 from vae.runs import Run, diverged, load_data, load_run
 from vae.settings import EVALUATE_RULES, accelerators, not_here, problems_of
@@ -192,9 +192,8 @@ def collapse(model: VAE, data: ImageDataModule, settings: Settings) -> Figures:
         "collapse/aggregated_covariance": found.aggregated.covariance.tolist(),
         "collapse/aggregated_kl": found.aggregated.kl_to_prior(),
     }
-    if linear_pair(model) is not None:
-        oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim)
-        assert oracle is not None
+    oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim)
+    if linear_pair(model) is not None and oracle is not None:
         figures |= {
             "collapse/train_kl": usage(model, batches(data.images("train"), settings, model.device)).kl.tolist(),
             "collapse/predicted_kl": oracle.kl.tolist(),

@@ -80,12 +80,19 @@ def finished(folder: Path, settings: Any) -> dict[str, Any]:
     metrics = read_json(folder / "metrics.json")
     before = read_json(folder / "job.json").get("settings")
     if metrics and before is not None:
-        other = [key for key in settings if key not in IMMATERIAL and material(before, key) != material(settings, key)]
+        other = [k for k in before if k not in IMMATERIAL and not same(material(before, k), material(settings, k))]
         if other:
             OmegaConf.save(OmegaConf.create(before), folder / ".hydra" / "config.yaml")
             where = f"hydra.sweep.dir: {folder} holds a finished run with other settings of {', '.join(other)}"
             raise UserError(f"{where}; sweep into another folder")
     return metrics
+
+
+def same(before: Any, now: Any) -> bool:
+    """Equal, but for keys that a later version brought."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(same(value, now.get(key)) for key, value in before.items())
+    return bool(before == now)
 
 
 def material(settings: Any, key: str) -> Any:

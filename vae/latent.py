@@ -39,7 +39,7 @@ def interpolations(model: VAE, a: Tensor, b: Tensor, steps: int = 11) -> Tensor:
     the mixture of its two ends.
     """
     with torch.no_grad():
-        ends = [model.encode(images).loc[:, None] for images in (a, b)]  # 2 × [pairs, 1, m]
+        ends = [model.encode(images.to(model.device)).loc[:, None] for images in (a, b)]  # 2 × [pairs, 1, m]
     share = torch.linspace(0, 1, steps, dtype=ends[0].dtype, device=ends[0].device)[:, None]
     return decoded(model, (1 - share) * ends[0] + share * ends[1])
 
@@ -63,7 +63,8 @@ def traversal_figure(
 
 def interpolation_figure(model: VAE, a: Tensor, b: Tensor, steps: int = 9) -> Figure:
     """`interpolations` as a picture, one pair a row, between the two images themselves."""
-    images = torch.cat([a[:, None], interpolations(model, a, b, steps), b[:, None]], dim=1)
+    between = interpolations(model, a, b, steps)
+    images = torch.cat([a[:, None].to(between), between, b[:, None].to(between)], dim=1)
     shares = ["image a", *(f"{share:.2f}" for share in torch.linspace(0, 1, steps).tolist()), "image b"]
     title = f"{model.name}: from the posterior mean of a to that of b"
     figure = new_figure(1.3 + 0.62 * len(shares), 1.1 + 0.62 * len(a), title)
@@ -74,6 +75,7 @@ def interpolation_figure(model: VAE, a: Tensor, b: Tensor, steps: int = 9) -> Fi
 @torch.no_grad()
 def origin(model: VAE, start: Tensor, latents: Sequence[int] | None) -> tuple[Tensor, list[int], Usage | None]:
     """Where a traversal starts, z [m], the latents that it moves, and what images told of them."""
+    start = start.to(model.device)
     if start.dim() == 1:
         return start, list(range(model.latent_dim) if latents is None else latents), None
     used = usage(model, [start])

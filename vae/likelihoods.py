@@ -70,7 +70,8 @@ class Gaussian(Likelihood):
         return f"σ = {self.sigma:.4f}, learned" if self.learned else f"σ = {self.sigma:g}"
 
     def distribution(self, output: Tensor) -> distributions.Normal:
-        return distributions.Normal(output, torch.full_like(output, self.sigma), validate_args=False)
+        scale = self.log_sigma.exp() if self.learned else output.new_tensor(self._sigma)
+        return distributions.Normal(output, scale.to(output).expand_as(output), validate_args=False)
 
     def draw(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
@@ -82,8 +83,13 @@ class Gaussian(Likelihood):
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
         return gaussian_log_likelihood(x, output, self.log_sigma.exp() if self.learned else self._sigma)
 
-    def best_linear(self, spectrum: Spectrum, latent_dim: int) -> PPCA:
-        return PPCA.most_likely(spectrum, latent_dim) if self.learned else PPCA(spectrum, latent_dim, self._sigma)
+    def best_linear(self, spectrum: Spectrum, latent_dim: int) -> PPCA | None:
+        discarded = spectrum.eigenvalues[latent_dim:]
+        if not self.learned:
+            return PPCA(spectrum, latent_dim, self._sigma)
+        if not (len(discarded) and discarded.mean() > 1e-12 * spectrum.eigenvalues[0]):
+            return None  # nothing but rounding is left over: as sigma goes to 0 the likelihood has no bound
+        return PPCA.most_likely(spectrum, latent_dim)
 
 
 class Bernoulli(Likelihood):

@@ -16,7 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from vae.errors import MachineError, UserError, first_line
-from vae.files import read_json, write_json
+from vae.files import first_process, read_json, write_json
 from vae.runs import read_checkpoint
 from vae.settings import leaves
 
@@ -83,7 +83,8 @@ class Dashboard(Logger):
         if rows:
             begun.metrics = rows
             logger.save()
-        if isinstance(logger, WandbLogger | MLFlowLogger) and logger.version is not None:
+        named = isinstance(logger, WandbLogger | MLFlowLogger) and logger.version is not None
+        if named and first_process():
             write_json(self._folder / KEPT, {type(logger).__name__: logger.version})
         # TensorBoard gets the settings with the final figures, and MLflow lets none be changed.
         if not isinstance(logger, TensorBoardLogger) and not (isinstance(logger, MLFlowLogger) and self._resume):
@@ -116,7 +117,7 @@ class Dashboard(Logger):
         Final train and val figures belong to the kept checkpoint, so they get the prefix `final/`: under their own
         names they would add a point to the curves.
         """
-        final = {f"final/{k}" if k.startswith(("train/", "val/")) else k: v for k, v in metrics.items()}
+        final = {f"final/{k}" if k.startswith(("train/", "val/", "model/sigma")) else k: v for k, v in metrics.items()}
         if isinstance(self._logger, TensorBoardLogger):
             self._try(lambda logger: logger.log_hyperparams(self._settings, final, step))
         else:

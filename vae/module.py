@@ -104,10 +104,11 @@ class LitVAE(L.LightningModule):
     def on_train_start(self) -> None:
         self._train_sums = torch.zeros(4, dtype=sum_dtype(self.device), device=self.device)
         if self._saved:
-            self._train_sums += self._saved["train_sums"].to(self._train_sums)
+            if self.trainer.is_global_zero:
+                self._train_sums += self._saved["train_sums"].to(self._train_sums)
             self._rng = self._saved["rng"]
             self._replay_schedule()
-        restore_rng(self._rng)
+        restore_rng(self._rng, self.device)
 
     def _replay_schedule(self) -> None:
         """Where a larger trainer.max_epochs has stretched the schedule, go on along the new one from this epoch."""
@@ -146,9 +147,9 @@ class LitVAE(L.LightningModule):
                 together = self.trainer.train_dataloader.sampler.together(batch_idx)  # type: ignore[union-attr]
             noise = self._share_of_rank(torch.randn, self.objective.samples, together, self.model.latent_dim)
             uniform = None
-            if self._data.noise != "grey":
+            if self._data.kind != "grey":
                 uniform = self._share_of_rank(torch.rand, 1, together, *pixels.shape[1:])[0]
-            each, log_likelihood, kl = self._terms(pixels, self._data.noise, uniform, noise, self.global_step)
+            each, log_likelihood, kl = self._terms(pixels, self._data.kind, uniform, noise, self.global_step)
             # DDP takes the mean of the ranks' gradients, whatever share of the batch each had.
             objective = each.sum() * (ranks / together)
             optimizer.zero_grad()
@@ -184,7 +185,7 @@ class LitVAE(L.LightningModule):
 
     def _bad_step(self, log_likelihood: Tensor, kl: Tensor, objective: Tensor) -> None:
         """Count a step that is to be skipped, or stop with the first quantity that is not finite."""
-        networks = {"encoder": self.model.encoder, "decoder": self.model.decoder}
+        networks = {part: getattr(self.model, part) for part in ("encoder", "decoder", "likelihood")}
         broken = [name for name, net in networks.items() if not all(p.isfinite().all() for p in net.parameters())]
         if self._skip_bad_steps and not broken:
             self.skipped_steps += 1
@@ -223,6 +224,8 @@ class LitVAE(L.LightningModule):
         if self.trainer.state.fn == "fit":
             count, objective, log_likelihood, kl = self._over_ranks(self._train_sums).tolist()
             self._train_sums.zero_()
+            if not count:
+                raise MachineError("every step since the last validation was skipped; a lower optimizer.lr may help")
             self.log("step", float(self.global_step))  # the logger's step: optimiser steps, not blocks
             self.log("train/elbo", (log_likelihood - kl) / count)
             self.log("train/log_likelihood", log_likelihood / count)
@@ -245,8 +248,8 @@ class LitVAE(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vae_format"] = CHECKPOINT_FORMAT
         self._tick()
-        checkpoint["rng"] = rng_state()
-        checkpoint["train_sums"] = self._train_sums
+        checkpoint["rng"] = rng_state(self.device)
+        checkpoint["train_sums"] = self._over_ranks(self._train_sums.clone())  # all ranks save together
         checkpoint["totals"] = [self.images_seen, self.seconds, self.skipped_steps]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -281,15 +284,15 @@ class LitVAE(L.LightningModule):
         return self.trainer.strategy.reduce(sums, reduce_op="sum")
 
 
-def rng_state() -> dict[str, Tensor]:
-    """Torch's global generators, on the CPU and on the current CUDA device."""
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Torch's global generators, on the CPU and on a CUDA device that is trained on."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def restore_rng(state: dict[str, Tensor]) -> None:
+def restore_rng(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from vae.callbacks.chain_video import MILLISECONDS, write_mp4
+from vae.collapse import COLLAPSED
 from vae.comparison import IMAGES, SAMPLES, STEPS, TERMS, Compared, paired
 from vae.data import SPLITS, ImageDataModule
 from vae.figures import COLLAPSED as GREY
 from vae.figures import ORACLE, new_figure, tile
-from vae.module import COLLAPSED, INACTIVE
+from vae.module import INACTIVE
 from vae.verdict import number
 
 COLOURS = ["#2b6cb0", "#dd6b20", "#2f855a", "#97266d", "#0e8fa3", "#b7791f", "#553c9a", "#c53030"]

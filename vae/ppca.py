@@ -21,10 +21,10 @@ class Spectrum:
     eigenvectors: Tensor  # [D, D], one a column
 
     @classmethod
-    def of(cls, images: Tensor, noise: str = "grey", chunk: int = 4096) -> "Spectrum":
+    def of(cls, images: Tensor, kind: str = "grey", chunk: int = 4096) -> "Spectrum":
         """Of images [N, ...], uint8 in 0…255 or floating point in [0, 1]; memory bounded by `chunk` images.
 
-        `noise` is what the data adds to grey pixels (vae.data): dequantised or binarised anew every time, their
+        `kind` is what the data makes of grey pixels (vae.data): dequantised or binarised anew every time, their
         mean and covariance over all noise are known from those of the grey ones.
         """
         total = torch.zeros(images[0].numel(), dtype=torch.float64)
@@ -34,21 +34,21 @@ class Spectrum:
             second.addmm_(x.T, x)
         mean = total / len(images)
         covariance = second / len(images) - torch.outer(mean, mean)
-        if noise == "dequantised":  # (255 x + u)/256 with u ~ U[0, 1)
+        if kind == "dequantised":  # (255 x + u)/256 with u ~ U[0, 1)
             mean, covariance = (255 * mean + 0.5) / 256, covariance * (255 / 256) ** 2
             covariance.diagonal().add_(1 / (12 * 256**2))
-        elif noise == "binarised":  # 1 with probability x
+        elif kind == "binarised":  # 1 with probability x
             covariance.diagonal().copy_(mean * (1 - mean))
         eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
         return cls(mean, eigenvalues.flip(0).clamp_min(0), eigenvectors.flip(1))
 
     @classmethod
-    def remembered(cls, images: Tensor, noise: str = "grey") -> "Spectrum":
+    def remembered(cls, images: Tensor, kind: str = "grey") -> "Spectrum":
         """`of`, computed once for the same images: the jobs of a sweep share it (2 s each on one core, for MNIST)."""
-        key = hashlib.sha256(images.cpu().numpy().tobytes() + noise.encode()).digest()
+        key = hashlib.sha256(images.cpu().numpy().tobytes() + kind.encode()).digest()
         if key not in REMEMBERED:
             REMEMBERED.clear()
-            REMEMBERED[key] = cls.of(images, noise)
+            REMEMBERED[key] = cls.of(images, kind)
         return REMEMBERED[key]
 
 

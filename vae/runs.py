@@ -1,6 +1,5 @@
 """Run folders: what a run leaves behind, and how it is opened again."""
 
-import json
 import platform
 import pydoc
 import shutil
@@ -18,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vae.errors import UserError, resolved
+from vae.files import read_json
 from vae.module import CHECKPOINT_FORMAT
 from vae.networks import VAE
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-FIXED = ("model", "data", "objective", "optimizer", "scheduler", "seed")  # what a checkpoint belongs to
+FIXED = ("model", "likelihood", "data", "objective", "optimizer", "scheduler", "seed")  # what a checkpoint belongs to
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 
@@ -55,9 +55,7 @@ def load_run(folder: str | Path, checkpoint: str = BEST, device: str = "cpu", al
         model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
     except Exception as error:
         raise UserError(f"{folder}: its checkpoint and its settings do not fit ({error})") from error
-    figures = folder / "metrics.json"
-    metrics = json.loads(figures.read_text()) if figures.exists() else {}
-    return Run(folder, model.to(device).eval(), config, metrics)
+    return Run(folder, model.to(device).eval(), config, read_json(folder / "metrics.json"))
 
 
 def diverged(run: Run) -> str | None:
@@ -104,7 +102,8 @@ def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> D
     saved = read_config(folder)
     changes = {o: o.lstrip("+~").split("=")[0] for o in overrides if not o.startswith("resume=")}
     refused = [f"{o} cannot be changed while resuming {folder}" for o, k in changes.items() if k.split(".")[0] in FIXED]
-    groups = [o for o, key in changes.items() if key not in FIXED and OmegaConf.is_dict(today.get(key))]
+    whole = {o for o, key in changes.items() if OmegaConf.is_dict(today.get(key)) or key.split(".")[0] not in today}
+    groups = [o for o, key in changes.items() if o in whole and key.split(".")[0] not in FIXED]
     refused += [f"{o}: while resuming {folder}, change single settings of it" for o in groups]
     if refused:
         raise UserError(*refused)

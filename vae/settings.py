@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vae.data import PIXELS, ImageDataModule
+from vae.data import KINDS, ImageDataModule
 from vae.errors import UserError, first_line, resolved
 from vae.networks import ACTIVATIONS, OUTPUTS, VAE
 from vae.runs import discard_empty_run
@@ -100,7 +100,7 @@ RULES: dict[str, Rule] = {
     "model.encoder.log_sd_range": (log_sd_range, "[low,high] with low < high, or null"),
     "data.name": (text, "a data set's name"),  # which ones there are is known once the data's class is imported
     "data.root": (text, "a folder"),
-    "data.pixels": one_of(*PIXELS),
+    "data.pixels": one_of(*KINDS),
     "data.batch_size": integer(1, 60_000),
     "data.batches_per_block": integer(1, 60_000),
     "data.eval_batch_size": integer(1, 60_000),
@@ -267,9 +267,9 @@ class Builder:
 
 def senseless(model: VAE | None, data: ImageDataModule | None) -> list[str]:
     """What is wrong with parts that are right by themselves."""
-    if model is None or data is None or not model.likelihood.binary or data.noise == "binarised":
+    if model is None or data is None or not model.likelihood.binary or data.kind == "binarised":
         return []
-    line = f"data.pixels={data.noise}: likelihood=bernoulli wants data.pixels=binarised, or model.likelihood.grey=true"
+    line = f"data.pixels={data.kind}: likelihood=bernoulli wants data.pixels=binarised, or model.likelihood.grey=true"
     return [line]
 
 

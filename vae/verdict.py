@@ -8,10 +8,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vae.callbacks.chain_video import CHAINS
-from vae.comparison import STEPS, Compared, paired
+from vae.comparison import LEARNT, STEPS, Compared, paired
 from vae.elbo import upper_bound
 from vae.networks import PIXELS
-from vae.settings import leaves
 
 FEW = 4  # runs up to which each gets sentences of its own
 CLEAR = 3  # standard errors from which a difference is called one
@@ -47,7 +46,7 @@ def elbo(compared: Sequence[Compared]) -> list[str]:
     if rest:
         sentences.append(f"The lowest is {rest[-1].name} with {rest[-1].figures['test/elbo']:.2f}.")
     if len({each.likelihood for each in compared}) > 1:
-        sentences.append("But p(x|z) has not the same sigma in all of them, which moves the ELBO by itself.")
+        sentences.append("But p(x|z) is not the same in all of them, which moves the ELBO by itself.")
     told = compared if len(compared) <= FEW else [best, rest[-1]]
     return sentences + [against_linear(each, each.oracle.train_elbo) for each in told if each.oracle is not None]
 
@@ -229,10 +228,11 @@ def seeds(compared: Sequence[Compared]) -> list[str]:
     """Standard errors over images say nothing about another training with another seed."""
 
     def setting(each: Compared) -> str:
-        settings = dict(leaves(OmegaConf.to_container(each.run.config, resolve=False)))
-        return repr(
-            sorted((k, repr(v)) for k, v in settings.items() if k.startswith(("model", "optim", "trainer.max")))
-        )
+        plain: Any = OmegaConf.to_container(each.run.config, resolve=True)
+        kept = {key: plain.get(key) for key in ("model", "objective", "optimizer", "scheduler", "compile")}
+        kept["trainer"] = {k: v for k, v in plain["trainer"].items() if f"trainer.{k}".startswith(LEARNT)}
+        kept["data"] = {k: v for k, v in plain["data"].items() if k not in ("root", "eval_batch_size")}
+        return repr(kept)
 
     once = sum(count == 1 for count in Counter(setting(each) for each in compared).values())
     if not once:

@@ -6,11 +6,12 @@ import torch
 from matplotlib.figure import Figure
 
 from vae.callbacks.picture import Picture
+from vae.collapse import COLLAPSED
 from vae.elbo import kl_to_prior
 from vae.figures import COLLAPSED as GREY
 from vae.figures import ORACLE, TRAIN, VAL, new_figure
 from vae.loggers import Dashboard
-from vae.module import COLLAPSED, LitVAE
+from vae.module import LitVAE
 from vae.networks import linear_pair
 from vae.ppca import PPCA
 
