@@ -4,7 +4,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def set_linear(model: VAE, weights: dict[str, torch.Tensor]) -> VAE:
         pixels.weight.copy_(weights["W"])
         pixels.bias.copy_(weights["b"])
     return model
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command called in process leaves Hydra's handlers behind, with an output that pytest closes after the test."""
+    root, handlers, level = logging.root, [*logging.root.handlers], logging.root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
