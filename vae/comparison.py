@@ -22,7 +22,7 @@ from vae.errors import UserError
 from vae.estimators import Estimate
 from vae.module import SplitSums
 from vae.networks import count_parameters, linear_pair
-from vae.ppca import PPCA
+from vae.ppca import PPCA, Spectrum
 from vae.runs import LAST, Run, load_data, load_run, read_checkpoint
 from vae.settings import leaves
 
@@ -66,10 +66,9 @@ class Compared:
         return self.latent_dim - int(self.figures["test/collapsed"])
 
 
-def paired(a: Compared, b: Compared, key: str) -> tuple[float, float]:
+def paired(a: Compared, b: Compared, key: str) -> Estimate:
     """Mean of b − a over the images of `<split>/<term>`, and its standard error, in nats per image."""
-    difference = b.per_image[key] - a.per_image[key]
-    return Estimate.of(difference)
+    return Estimate.of(b.per_image[key] - a.per_image[key])
 
 
 # --- which runs ------------------------------------------------------------------------------------------------
@@ -167,10 +166,11 @@ def names(runs: Sequence[Run]) -> list[str]:
 @torch.no_grad()
 def compare_runs(runs: Sequence[Run], data: ImageDataModule) -> list[Compared]:
     """All figures and pictures of the runs on the images of `data`."""
-    return [compare_run(run, name, data) for run, name in zip(runs, names(runs), strict=True)]
+    spectrum = data.spectrum()
+    return [compare_run(run, name, data, spectrum) for run, name in zip(runs, names(runs), strict=True)]
 
 
-def compare_run(run: Run, name: str, data: ImageDataModule) -> Compared:
+def compare_run(run: Run, name: str, data: ImageDataModule, spectrum: Spectrum) -> Compared:
     model, notes = run.model, []
     recomputed, per_image = elbo_figures(run, data)
     figures: dict[str, float] = {
@@ -188,7 +188,7 @@ def compare_run(run: Run, name: str, data: ImageDataModule) -> Compared:
                 notes.append(f"metrics.json has {key} {kept:.2f}, its kept checkpoint gives {recomputed[key]:.2f} here")
     figures |= {f"{key}_se": Estimate.of(values).se for key, values in per_image.items()}
 
-    oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim)
+    oracle = model.likelihood.best_linear(spectrum, model.latent_dim)
     if oracle is not None:
         figures["oracle/train_elbo"] = oracle.train_elbo
         figures |= {f"oracle/{s}_elbo": oracle.elbo(data.images(s)).mean().item() for s in ("val", "test")}
@@ -274,9 +274,7 @@ def as_json(compared: Sequence[Compared], words: dict[str, list[str]], limits: l
                 "folder": str(each.run.folder),
                 "settings": OmegaConf.to_container(each.run.config, resolve=False),
                 "figures": each.figures,
-                "difference_to_reference": {
-                    key: dict(zip(("mean", "se"), paired(first, each, key), strict=True)) for key in each.per_image
-                },
+                "difference_to_reference": {key: paired(first, each, key)._asdict() for key in each.per_image},
                 "kl_per_latent": each.kl.tolist(),
                 "closed_form_kl_per_latent": each.oracle.kl.tolist() if each.linear and each.oracle else None,
                 "chain_drift": each.course.drifts,

@@ -68,9 +68,8 @@ class ConvDecoder(nn.Module):
     """`hidden` layers, residual `blocks`, then from `channels` up to the image; `output` as in vae.networks.Decoder.
 
     A doubling is a convolution to four times the channels, dealt out to 2 x 2 pixels (Shi et al. 2016,
-    arXiv:1609.05158). Every pixel gets as many terms as its neighbours. Enlarging
-    first would take about twice the time a step; transposed convolutions (280.9 against 280.3 nats after 5 epochs, one
-    seed) do as well.
+    arXiv:1609.05158). Every pixel gets as many terms as its neighbours. Enlarging first would take about twice the
+    time a step; transposed convolutions (280.9 against 280.3 nats after 5 epochs, one seed) do as well.
     """
 
     def __init__(

@@ -202,8 +202,7 @@ class ImageDataModule(L.LightningDataModule):
 
 
 def as_images(pixels: Tensor, kind: str = "grey", uniform: Tensor | None = None) -> Tensor:
-    """uint8 pixels as float images in [0, 1]; with `uniform` draws from [0, 1), of the same shape, where noise is asked
-    for: "dequantised" or "binarised"."""
+    """uint8 pixels as float images in [0, 1]; kinds other than grey take `uniform`, draws from [0, 1) of one shape."""
     if uniform is None:
         return pixels.float().div_(255)
     if kind == "dequantised":

@@ -192,8 +192,9 @@ def collapse(model: VAE, data: ImageDataModule, settings: Settings) -> Figures:
         "collapse/aggregated_covariance": found.aggregated.covariance.tolist(),
         "collapse/aggregated_kl": found.aggregated.kl_to_prior(),
     }
-    oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim)
-    if linear_pair(model) is not None and oracle is not None:
+    linear = linear_pair(model) is not None  # only then is the spectrum needed
+    oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim) if linear else None
+    if oracle is not None:
         figures |= {
             "collapse/train_kl": usage(model, batches(data.images("train"), settings, model.device)).kl.tolist(),
             "collapse/predicted_kl": oracle.kl.tolist(),

@@ -141,15 +141,16 @@ class LitVAE(L.LightningModule):
         # Elsewhere than on a CPU a look at the loss would hold up the device; ranks must not part ways.
         look = ranks == 1 and (self.device.type == "cpu" or self._skip_bad_steps)
         objectives, log_likelihoods, kls = [], [], []
-        for pixels in block[0].split(self._data.batch_size):
+        data = self._data
+        for pixels in block[0].split(data.batch_size):
             together = len(pixels)
             if ranks > 1:
                 together = self.trainer.train_dataloader.sampler.together(batch_idx)  # type: ignore[union-attr]
             noise = self._share_of_rank(torch.randn, self.objective.samples, together, self.model.latent_dim)
             uniform = None
-            if self._data.kind != "grey":
+            if data.kind != "grey":
                 uniform = self._share_of_rank(torch.rand, 1, together, *pixels.shape[1:])[0]
-            each, log_likelihood, kl = self._terms(pixels, self._data.kind, uniform, noise, self.global_step)
+            each, log_likelihood, kl = self._terms(pixels, data.kind, uniform, noise, self.global_step)
             # DDP takes the mean of the ranks' gradients, whatever share of the batch each had.
             objective = each.sum() * (ranks / together)
             optimizer.zero_grad()

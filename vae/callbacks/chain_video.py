@@ -97,8 +97,8 @@ def titled(picture: np.ndarray, text: str, scale: int = 2) -> Image.Image:
 def gif(frames: list[Image.Image]) -> bytes:
     """An endless animation in 16 grey levels; each frame carries its step, so none are merged."""
     buffer = io.BytesIO()
-    levels = (np.arange(256) + 8) // 17 * 17  # of each grey
-    pixels = np.stack([levels.astype(np.uint8)[np.asarray(frame)] for frame in frames])
+    levels = ((np.arange(256) + 8) // 17 * 17).astype(np.uint8)  # of each grey
+    pixels = np.stack([levels[np.asarray(frame)] for frame in frames])
     iio.imwrite(buffer, pixels, extension=".gif", plugin="pillow", duration=MILLISECONDS, loop=0)
     return buffer.getvalue()
 
