@@ -328,5 +328,5 @@ def video(frames: list[np.ndarray]) -> str:
     """Frames [h, w] as H.264. At the size of the images themselves a chain is a few hundred kB."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chain.mp4"
-        write_mp4(path, [Image.fromarray(frame) for frame in frames])
+        write_mp4(path, np.stack(frames))
         return uri("video/mp4", path.read_bytes())

@@ -1,6 +1,8 @@
 """What every picture does: its schedule, its file in the run folder, the same file to the logger."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -29,15 +31,17 @@ class Picture(L.Callback):
         self.every_n_epochs = every_n_epochs
         self.failures = 0
 
+    def between(self, trainer: L.Trainer) -> bool:
+        """Between two epochs; what the last one made would be replaced at once by what is made at the end."""
+        return trainer.state.fn == "fit" and trainer.current_epoch + 1 != trainer.max_epochs
+
     def draw(self, trainer: L.Trainer, task: LitVAE, split: str) -> Figure:
         """The figure, with images of `split`. The model is in eval mode, gradients are off."""
         raise NotImplementedError
 
     def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        last = epoch == trainer.max_epochs  # its pictures would be replaced at once by the final ones
-        due = self.every_n_epochs > 0 and epoch % self.every_n_epochs == 0 and not last
-        if due and trainer.state.fn == "fit":
+        due = self.every_n_epochs > 0 and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and self.between(trainer):
             self._make(trainer, task, "val")
 
     def on_test_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
@@ -63,10 +67,14 @@ class Picture(L.Callback):
 
     def _make(self, trainer: L.Trainer, task: L.LightningModule, split: str) -> None:
         assert isinstance(task, LitVAE)
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            with self.failures_counted():
+                self.make(trainer, task, split)
+
+    @contextlib.contextmanager
+    def failures_counted(self) -> Iterator[None]:
         try:
-            self.make(trainer, task, split)
+            yield
         except Exception as error:
             self.failures += 1
             if self.failures == 1:

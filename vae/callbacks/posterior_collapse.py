@@ -22,10 +22,20 @@ class PosteriorCollapse(Picture):
     name = "posterior_collapse"
     batch = 256
 
-    def make(self, trainer: L.Trainer, task: LitVAE, split: str) -> None:
-        super().make(trainer, task, split)
+    def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        if self.between(trainer):
+            self._log_histogram(trainer, task, "val")
+        super().on_validation_end(trainer, task)
+
+    def on_test_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self._log_histogram(trainer, task, "test")
+        super().on_test_end(trainer, task)
+
+    def _log_histogram(self, trainer: L.Trainer, task: L.LightningModule, split: str) -> None:
+        """Cheap beside the picture, so every epoch: the logger shows how latents fall out of use."""
+        assert isinstance(task, LitVAE)
         for logger in trainer.loggers:
-            if isinstance(logger, Dashboard):
+            if trainer.is_global_zero and isinstance(logger, Dashboard):
                 kl = self._kl(trainer, task, split)
                 logger.log_histogram("posterior_collapse/kl_per_latent", kl, trainer.global_step)
 
