@@ -21,8 +21,17 @@ def test_spectrum_is_that_of_the_covariance(digits: ImageDataModule, spectrum: S
     covariance = torch.cov(x.T, correction=0)
     rebuilt = spectrum.eigenvectors @ spectrum.eigenvalues.diag() @ spectrum.eigenvectors.T
     torch.testing.assert_close(rebuilt, covariance, rtol=0, atol=1e-7)
-    chunked = Spectrum.of(digits.split_pixels("train"), chunk=37)
-    torch.testing.assert_close(chunked.eigenvalues, spectrum.eigenvalues, rtol=0, atol=1e-12)
+    of_floats = Spectrum.of(digits.split_pixels("train").double() / 255)
+    torch.testing.assert_close(of_floats.eigenvalues, spectrum.eigenvalues, rtol=0, atol=1e-12)
+
+
+def test_spectrum_of_bytes_is_exact_whatever_they_are():
+    """All white is the worst case for sums in float32: 256 · 255² is just below 2²⁴."""
+    images = torch.full((1000, 1, 4, 4), 255, dtype=torch.uint8)
+    images[::2, 0, 0, 0] = 0
+    spectrum = Spectrum.of(images)
+    assert spectrum.mean.tolist() == [0.5] + [1.0] * 15
+    assert spectrum.eigenvalues.tolist() == [0.25] + [0.0] * 15
 
 
 @pytest.mark.parametrize(("latent_dim", "sigma"), [(4, 0.25), (32, 0.25), (32, 1.0)])

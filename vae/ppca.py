@@ -21,17 +21,22 @@ class Spectrum:
     eigenvectors: Tensor  # [D, D], one a column
 
     @classmethod
-    def of(cls, images: Tensor, kind: str = "grey", chunk: int = 4096) -> "Spectrum":
-        """Of images [N, ...], uint8 in 0…255 or floating point in [0, 1]; memory bounded by `chunk` images.
+    def of(cls, images: Tensor, kind: str = "grey") -> "Spectrum":
+        """Of images [N, ...], uint8 in 0…255 or floating point in [0, 1]; memory is bounded.
 
         `kind` is what the data makes of grey pixels (vae.data): dequantised or binarised anew every time, their
         mean and covariance over all noise are known from those of the grey ones.
         """
         total = torch.zeros(images[0].numel(), dtype=torch.float64)
         second = torch.zeros(len(total), len(total), dtype=torch.float64)
-        for x in flat_chunks(images, chunk):
+        # The sum of 256 products of bytes fits the 24 bits of a float32, so these sums are exact and twice as fast.
+        exact = images.dtype == torch.uint8
+        rows = (part.flatten(1).cpu().float() for part in images.split(256)) if exact else flat_chunks(images)
+        for x in rows:
             total += x.sum(0)
-            second.addmm_(x.T, x)
+            second += x.T @ x
+        if exact:
+            total, second = total / 255, second / 255**2
         mean = total / len(images)
         covariance = second / len(images) - torch.outer(mean, mean)
         if kind == "dequantised":  # (255 x + u)/256 with u ~ U[0, 1)
@@ -44,7 +49,7 @@ class Spectrum:
 
     @classmethod
     def remembered(cls, images: Tensor, kind: str = "grey") -> "Spectrum":
-        """`of`, computed once for the same images: the jobs of a sweep share it (2 s each on one core, for MNIST)."""
+        """`of`, computed once for the same images: the jobs of a sweep share it (for MNIST a second on one core)."""
         key = hashlib.sha256(images.cpu().numpy().tobytes() + kind.encode()).digest()
         if key not in REMEMBERED:
             REMEMBERED.clear()
