@@ -107,6 +107,7 @@ def loop(model: str, device: str, compiled: bool = False, epochs: int = 4) -> di
     """Seconds an epoch beyond the first of a loop by hand; its sums are looked at once an epoch."""
     import torch
 
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"  # Lightning's, which slows down every step of Adam on a CPU
     pixels, pair, optimizer = pixels_and_pair(model, device)
 
     def objective(batch: Any) -> Any:

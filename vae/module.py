@@ -1,5 +1,6 @@
 """The learning step: a LightningModule around the pair."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -154,7 +155,7 @@ class LitVAE(L.LightningModule):
             # DDP takes the mean of the ranks' gradients, whatever share of the batch each had.
             objective = each.sum() * (ranks / together)
             optimizer.zero_grad()
-            if look and not objective.isfinite():
+            if look and not math.isfinite(objective.item()):
                 self._bad_step(log_likelihood, kl, objective)
                 continue
             if ranks == 1:

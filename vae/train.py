@@ -74,6 +74,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         default_root_dir=str(folder),
     )
     build.finish(folder)
+    if trainer.strategy.root_device.type == "cpu":
+        # Lightning has torch look for NVIDIA's library, and Adam asks at every step: 5 % of a small pair's time.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     if threads := build.config.get("threads"):
         os.environ["OMP_NUM_THREADS"] = str(threads)  # for DDP's other processes, which Lightning starts
         torch.set_num_threads(threads)
