@@ -11,7 +11,8 @@ interleaved and repeated, so that a noisy machine is noisy for all:
             validated and saved each epoch as the project is
   pythae    pythae 0.1.2 at the nearest equal network (where it is installed)
 
-Then the project's own rate over batch size, latent_dim, width, data set size and devices. Writes bench.json and
+Then project and loop in turns within one process, where the noise of the machine weighs least: their ratio, pair by
+pair. Then the project's own rate over batch size, latent_dim, width, data set size and devices. Writes bench.json and
 bench.png.
 """
 
@@ -31,6 +32,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 EPOCHS = {"baseline": 10, "deep": 5}  # of the project, one round of pictures among them; 30 have one by default
 CONTESTANTS = ("project", "loop", "fast", "compiled", "pattern", "pythae")
+PAIRS = {"baseline": (6, 10), "deep": (6, 3)}  # so many, of so many epochs each
 GROWTH = {
     "data.batch_size": (32, 128, 512, 2048, 8192),
     "model.latent_dim": (2, 8, 32, 128),
@@ -134,6 +136,17 @@ def loop(model: str, device: str, compiled: bool = False, epochs: int = 4) -> di
 
 def compiled(model: str, device: str) -> dict[str, float]:
     return loop(model, device, compiled=True)
+
+
+def side_by_side(model: str, device: str) -> dict[str, float]:
+    """Project over loop, in turns within this process."""
+    pairs, epochs = PAIRS[model]
+    times = [
+        (project(model, device, (), epochs)["seconds"], loop(model, device, epochs=epochs)["seconds"])
+        for _ in range(pairs)
+    ]
+    ratios = spread([ours / by_hand for ours, by_hand in times])
+    return {"seconds": statistics.median(ours for ours, _ in times), **ratios}
 
 
 def pattern(model: str, device: str, epochs: int = 2) -> dict[str, float]:
@@ -348,7 +361,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--skip-growth", action="store_true")
-    parser.add_argument("--alone", choices=CONTESTANTS)
+    parser.add_argument("--alone", choices=(*CONTESTANTS, "side_by_side"))
     parser.add_argument("--model", default="deep", choices=tuple(EPOCHS))
     arguments, overrides = parser.parse_known_args()
     if arguments.alone:
@@ -365,11 +378,15 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {arguments.device}",
         "repeats": arguments.repeats,
         "models": summary(runs),
+        "project_to_loop_in_turns": {model: measure("side_by_side", model, arguments.device) for model in EPOCHS},
         "growth_images_per_second": {} if arguments.skip_growth else growth(arguments.device),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
     draw(result, arguments.out / "bench.png")
+    for model, pairs in result["project_to_loop_in_turns"].items():
+        assert pairs is not None
+        print(model, f"in turns: {pairs['median']:.2f} ({pairs['min']:.2f} to {pairs['max']:.2f}) of the loop by hand")
     for model, found in result["models"].items():
         print(model, {name: f"{ratio:.2f}" for name, ratio in found["ratio_to_loop"].items()}, "of the loop by hand")
     print(f"written to {arguments.out}")
