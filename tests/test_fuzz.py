@@ -34,7 +34,7 @@ from vae.summary import summary
 from vae.sweeps import read, table
 from vae.train import train
 
-INPUTS = int(os.environ.get("FUZZ", "80"))
+INPUTS = int(os.environ.get("FUZZ", "120"))
 SECONDS = 60  # an input may take, on a machine that others use too
 MODELS = ("baseline", "deep")
 QUICK = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "model.latent_dim=2"]

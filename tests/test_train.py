@@ -181,9 +181,9 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path):
 
 
 def test_a_finished_run_keeps_its_times_when_it_is_tested_again(tmp_path: Path):
-    config = settings(*QUIET, "trainer.max_epochs=2")
+    config = settings(*QUIET, "trainer.max_epochs=40")  # what follows the last checkpoint is a small part of them
     first, again = (train(config, tmp_path) for _ in range(2))
-    assert again["time/fit_seconds"] >= 0.5 * first["time/fit_seconds"]  # the last checkpoint's
+    assert again["time/fit_seconds"] >= 0.9 * first["time/fit_seconds"]
     assert again["test/elbo"] == first["test/elbo"]
 
 

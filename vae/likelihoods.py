@@ -84,9 +84,9 @@ class Gaussian(Likelihood):
         return gaussian_log_likelihood(x, output, self.log_sigma.exp() if self.learned else self._sigma)
 
     def best_linear(self, spectrum: Spectrum, latent_dim: int) -> PPCA | None:
-        discarded = spectrum.eigenvalues[latent_dim:]
         if not self.learned:
             return PPCA(spectrum, latent_dim, self._sigma)
+        discarded = spectrum.eigenvalues[latent_dim:]
         if not (len(discarded) and discarded.mean() > 1e-12 * spectrum.eigenvalues[0]):
             return None  # nothing but rounding is left over: as sigma goes to 0 the likelihood has no bound
         return PPCA.most_likely(spectrum, latent_dim)

@@ -34,10 +34,12 @@ class PosteriorCollapse(Picture):
     def _log_histogram(self, trainer: L.Trainer, task: L.LightningModule, split: str) -> None:
         """Cheap beside the picture, so every epoch: the logger shows how latents fall out of use."""
         assert isinstance(task, LitVAE)
-        for logger in trainer.loggers:
-            if trainer.is_global_zero and isinstance(logger, Dashboard):
+        dashboards = [logger for logger in trainer.loggers if isinstance(logger, Dashboard)]
+        if trainer.is_global_zero and dashboards:
+            with self.failures_counted():
                 kl = self._kl(trainer, task, split)
-                logger.log_histogram("posterior_collapse/kl_per_latent", kl, trainer.global_step)
+                for dashboard in dashboards:
+                    dashboard.log_histogram("posterior_collapse/kl_per_latent", kl, trainer.global_step)
 
     def draw(self, trainer: L.Trainer, task: LitVAE, split: str) -> Figure:
         oracle = task.oracle if linear_pair(task.model) is not None else None
