@@ -30,7 +30,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-EPOCHS = {"baseline": 10, "deep": 5}  # of the project, one round of pictures among them; 30 have one by default
+EPOCHS = {
+    "baseline": 10,
+    "deep": 5,
+}  # of the project, one round of pictures among them; 30 have one by default
 CONTESTANTS = ("project", "loop", "fast", "compiled", "pattern", "pythae")
 PAIRS = {"baseline": (6, 10), "deep": (6, 3)}  # so many, of so many epochs each
 GROWTH = {
@@ -49,10 +52,12 @@ def compose(*overrides: str) -> Any:
         return compose("train", list(overrides))
 
 
-def project(model: str, device: str, overrides: tuple[str, ...] = (), epochs: int | None = None) -> dict[str, float]:
+def project(
+    model: str, device: str, overrides: tuple[str, ...] = (), epochs: int | None = None
+) -> dict[str, float]:
     """Seconds an epoch of the project's fit, everything included that a default run does while it fits."""
-    from vae.module import LitVAE
     from vae.train import train
+    from vae.training.module import LitVAE
 
     steps: list[float] = []
     first_block = LitVAE.training_step
@@ -71,15 +76,23 @@ def project(model: str, device: str, overrides: tuple[str, ...] = (), epochs: in
 
     LitVAE.training_step, LitVAE.on_train_epoch_end = timed, ended  # type: ignore[method-assign]
     epochs = epochs or EPOCHS[model]
-    pictures = [f"callbacks.{name}.every_n_epochs={epochs // 2 + 1}" for name in ("reconstructions", "prior_samples")]
+    pictures = [
+        f"callbacks.{name}.every_n_epochs={epochs // 2 + 1}"
+        for name in ("reconstructions", "prior_samples")
+    ]
     config = compose(
-        f"model={model}", f"trainer.max_epochs={epochs}", f"trainer.accelerator={device}", *pictures, *overrides
+        f"model={model}",
+        f"trainer.max_epochs={epochs}",
+        f"trainer.accelerator={device}",
+        *pictures,
+        *overrides,
     )
     with tempfile.TemporaryDirectory() as folder:
         metrics = train(config, Path(folder))
     return {
         "seconds": metrics["time/fit_seconds"] / epochs,
-        "later_seconds": (ends[-1] - ends[0]) / max(1, epochs - 1),  # of the epochs beyond the first
+        "later_seconds": (ends[-1] - ends[0])
+        / max(1, epochs - 1),  # of the epochs beyond the first
         "test_elbo": metrics["test/elbo"],
         "first_step": steps[0],
     }
@@ -90,7 +103,11 @@ def fast(model: str, device: str) -> dict[str, float]:
     epochs = 1 + EPOCHS[model]
     found = project(model, device, ("+experiment=fast",), epochs)
     seconds = found["later_seconds"]
-    return {**found, "seconds": seconds, "first_epoch": found["seconds"] * epochs - seconds * (epochs - 1)}
+    return {
+        **found,
+        "seconds": seconds,
+        "first_epoch": found["seconds"] * epochs - seconds * (epochs - 1),
+    }
 
 
 def pixels_and_pair(model: str, device: str) -> Any:
@@ -102,14 +119,20 @@ def pixels_and_pair(model: str, device: str) -> Any:
     data.setup("fit")
     where = "cuda" if device == "gpu" else "cpu"
     pair = instantiate(config.model, _convert_="all").to(where)
-    return data.split_pixels("train").to(where), pair, instantiate(config.optimizer)(pair.parameters())
+    return (
+        data.split_pixels("train").to(where),
+        pair,
+        instantiate(config.optimizer)(pair.parameters()),
+    )
 
 
 def loop(model: str, device: str, compiled: bool = False, epochs: int = 4) -> dict[str, float]:
     """Seconds an epoch beyond the first of a loop by hand; its sums are looked at once an epoch."""
     import torch
 
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"  # Lightning's, which slows down every step of Adam on a CPU
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
+        "0"  # Lightning's, which slows down every step of Adam on a CPU
+    )
     pixels, pair, optimizer = pixels_and_pair(model, device)
 
     def objective(batch: Any) -> Any:
@@ -142,7 +165,10 @@ def side_by_side(model: str, device: str) -> dict[str, float]:
     """Project over loop, in turns within this process."""
     pairs, epochs = PAIRS[model]
     times = [
-        (project(model, device, (), epochs)["seconds"], loop(model, device, epochs=epochs)["seconds"])
+        (
+            project(model, device, (), epochs)["seconds"],
+            loop(model, device, epochs=epochs)["seconds"],
+        )
         for _ in range(pairs)
     ]
     ratios = spread([ours / by_hand for ours, by_hand in times])
@@ -180,11 +206,17 @@ def pattern(model: str, device: str, epochs: int = 2) -> dict[str, float]:
             return torch.optim.Adam(self.parameters(), lr=1e-3)
 
     images = MNIST(os.environ.get("VAE_DATA", "data"), transform=ToTensor())
-    parts = [torch.utils.data.Subset(images, places) for places in (range(55_000), range(55_000, 60_000))]
+    parts = [
+        torch.utils.data.Subset(images, places) for places in (range(55_000), range(55_000, 60_000))
+    ]
     loaders = [torch.utils.data.DataLoader(part, 128, shuffle=part is parts[0]) for part in parts]
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
-            accelerator=device, devices=1, max_epochs=epochs, default_root_dir=folder, enable_model_summary=False
+            accelerator=device,
+            devices=1,
+            max_epochs=epochs,
+            default_root_dir=folder,
+            enable_model_summary=False,
         )
         started = time.perf_counter()
         trainer.fit(Usual(), *loaders)
@@ -246,7 +278,11 @@ def alone(contestant: str, model: str, device: str, overrides: list[str]) -> dic
 
     imported = time.perf_counter() - imported
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    measured = project(model, device, tuple(overrides), 1) if overrides else globals()[contestant](model, device)
+    measured = (
+        project(model, device, tuple(overrides), 1)
+        if overrides
+        else globals()[contestant](model, device)
+    )
     measured["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     measured["memory_above_imports_mb"] = measured["peak_memory_mb"] - memory / 1024
     measured["import_seconds"] = imported
@@ -255,14 +291,29 @@ def alone(contestant: str, model: str, device: str, overrides: list[str]) -> dic
 
 def measure(contestant: str, model: str, device: str, *overrides: str) -> dict[str, float] | None:
     """One measurement in a process of its own; None where the contestant is not installed."""
-    command = [sys.executable, __file__, "--alone", contestant, "--model", model, "--device", device, *overrides]
+    command = [
+        sys.executable,
+        __file__,
+        "--alone",
+        contestant,
+        "--model",
+        model,
+        "--device",
+        device,
+        *overrides,
+    ]
     environment = {**os.environ, "BENCH_STARTED": str(time.time())}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
-        print(f"{contestant} {model}: left out ({done.stderr.strip().splitlines()[-1:]})", flush=True)
+        print(
+            f"{contestant} {model}: left out ({done.stderr.strip().splitlines()[-1:]})", flush=True
+        )
         return None
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"{contestant:>9} {model:<9} {' '.join(overrides)} {found['seconds']:.2f} s an epoch", flush=True)
+    print(
+        f"{contestant:>9} {model:<9} {' '.join(overrides)} {found['seconds']:.2f} s an epoch",
+        flush=True,
+    )
     return found
 
 
@@ -274,9 +325,15 @@ def growth(device: str) -> dict[str, Any]:
         for value in values:
             images, overrides = 55_000, [f"{key}={value}"]
             if key == "width":
-                overrides = [f"model.encoder.hidden=[{value},{value}]", f"model.decoder.hidden=[{value},{value}]"]
+                overrides = [
+                    f"model.encoder.hidden=[{value},{value}]",
+                    f"model.decoder.hidden=[{value},{value}]",
+                ]
             if key == "images":
-                images, overrides = value, [f"data.val_size={60_000 - value}", "+trainer.limit_val_batches=5"]
+                images, overrides = (
+                    value,
+                    [f"data.val_size={60_000 - value}", "+trainer.limit_val_batches=5"],
+                )
             found = measure("project", "deep", device, *overrides)
             rates[key][value] = found and images / found["seconds"]
     rates["devices"] = {count: over_devices(device, count) for count in DEVICES}
@@ -286,14 +343,29 @@ def growth(device: str) -> dict[str, Any]:
 def over_devices(device: str, count: int) -> float | None:
     """Images a second of the deep pair over several devices, 128 images a step together; on a CPU a core each."""
     with tempfile.TemporaryDirectory() as folder:
-        options = [f"trainer.accelerator={device}", f"trainer.devices={count}", f"data.batch_size={128 // count}"]
-        options += ["trainer=ddp", "trainer.max_epochs=2", "model=deep", "callbacks=none", "logger=none", "threads=1"]
+        options = [
+            f"trainer.accelerator={device}",
+            f"trainer.devices={count}",
+            f"data.batch_size={128 // count}",
+        ]
+        options += [
+            "trainer=ddp",
+            "trainer.max_epochs=2",
+            "model=deep",
+            "callbacks=none",
+            "logger=none",
+            "threads=1",
+        ]
         command = [sys.executable, "-m", "vae.train", *options, f"hydra.run.dir={folder}/run"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode != 0:
-            print(f"{count} devices: left out ({done.stderr.strip().splitlines()[-1:]})", flush=True)
+            print(
+                f"{count} devices: left out ({done.stderr.strip().splitlines()[-1:]})", flush=True
+            )
             return None
-        rate: float = json.loads(Path(folder, "run", "metrics.json").read_text())["time/images_per_second"]
+        rate: float = json.loads(Path(folder, "run", "metrics.json").read_text())[
+            "time/images_per_second"
+        ]
     print(f"  project deep      {count} device(s) {rate:,.0f} images/s", flush=True)
     return rate
 
@@ -306,31 +378,51 @@ def summary(runs: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any
     """Per model: seconds an epoch, images a second and memory of each contestant, and the ratios of medians."""
     result: dict[str, Any] = {}
     for model, contestants in runs.items():
-        seconds = {name: spread([run["seconds"] for run in found]) for name, found in contestants.items() if found}
+        seconds = {
+            name: spread([run["seconds"] for run in found])
+            for name, found in contestants.items()
+            if found
+        }
         result[model] = {
             "seconds_per_epoch": seconds,
             "images_per_second": {name: 55_000 / s["median"] for name, s in seconds.items()},
-            "peak_memory_mb": {n: spread([r["peak_memory_mb"] for r in f]) for n, f in contestants.items() if f},
+            "peak_memory_mb": {
+                n: spread([r["peak_memory_mb"] for r in f]) for n, f in contestants.items() if f
+            },
             "memory_above_imports_mb": {
-                n: spread([r["memory_above_imports_mb"] for r in f]) for n, f in contestants.items() if f
+                n: spread([r["memory_above_imports_mb"] for r in f])
+                for n, f in contestants.items()
+                if f
             },
             # from the command to the first optimiser step, less what importing torch, Lightning and Hydra takes
-            "start_up_seconds": spread([r["first_step"] - r["import_seconds"] for r in contestants["project"]]),
-            "ratio_to_loop": {name: s["median"] / seconds["loop"]["median"] for name, s in seconds.items()},
-            "ratio_to_project": {name: s["median"] / seconds["project"]["median"] for name, s in seconds.items()},
+            "start_up_seconds": spread(
+                [r["first_step"] - r["import_seconds"] for r in contestants["project"]]
+            ),
+            "ratio_to_loop": {
+                name: s["median"] / seconds["loop"]["median"] for name, s in seconds.items()
+            },
+            "ratio_to_project": {
+                name: s["median"] / seconds["project"]["median"] for name, s in seconds.items()
+            },
         }
     return result
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    from vae.figures import TRAIN, VAL, new_figure, png
+    from vae.plots.images import TRAIN, VAL, new_figure, png
 
     growth = result["growth_images_per_second"]
     figure = new_figure(
-        11, 7 if growth else 4, f"batch 128, medians and ranges of {result['repeats']} rounds ({result['machine']})"
+        11,
+        7 if growth else 4,
+        f"batch 128, medians and ranges of {result['repeats']} rounds ({result['machine']})",
     )
-    above = figure.add_gridspec(1, 2, left=0.08, right=0.98, bottom=0.56 if growth else 0.13, top=0.89, wspace=0.25)
-    below = figure.add_gridspec(1, max(1, len(growth)), left=0.08, right=0.98, bottom=0.08, top=0.42, wspace=0.25)
+    above = figure.add_gridspec(
+        1, 2, left=0.08, right=0.98, bottom=0.56 if growth else 0.13, top=0.89, wspace=0.25
+    )
+    below = figure.add_gridspec(
+        1, max(1, len(growth)), left=0.08, right=0.98, bottom=0.08, top=0.42, wspace=0.25
+    )
     most = max((rate for rates in growth.values() for rate in rates.values() if rate), default=1.0)
     for place, (key, rates) in enumerate(growth.items()):
         axes = figure.add_subplot(below[place])
@@ -348,7 +440,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
         names = list(found["seconds_per_epoch"])[::-1]
         values = [found["seconds_per_epoch"][name] for name in names]
         medians = [v["median"] for v in values]
-        errors = [[v["median"] - v["min"] for v in values], [v["max"] - v["median"] for v in values]]
+        errors = [
+            [v["median"] - v["min"] for v in values],
+            [v["max"] - v["median"] for v in values],
+        ]
         colours = [VAL if name in ("project", "fast") else TRAIN for name in names]
         axes.barh(names, medians, xerr=errors, color=colours)
         axes.set_title(f"{model}: seconds for an epoch of 55 000 images", fontsize=10)
@@ -356,7 +451,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
@@ -367,7 +464,9 @@ def main() -> None:
     if arguments.alone:
         print(json.dumps(alone(arguments.alone, arguments.model, arguments.device, overrides)))
         return
-    runs: dict[str, dict[str, list[dict[str, float]]]] = {m: {c: [] for c in CONTESTANTS} for m in EPOCHS}
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {
+        m: {c: [] for c in CONTESTANTS} for m in EPOCHS
+    }
     for _ in range(arguments.repeats):
         for model, contestants in runs.items():
             for contestant, found in contestants.items():
@@ -378,7 +477,9 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {arguments.device}",
         "repeats": arguments.repeats,
         "models": summary(runs),
-        "project_to_loop_in_turns": {model: measure("side_by_side", model, arguments.device) for model in EPOCHS},
+        "project_to_loop_in_turns": {
+            model: measure("side_by_side", model, arguments.device) for model in EPOCHS
+        },
         "growth_images_per_second": {} if arguments.skip_growth else growth(arguments.device),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -386,9 +487,16 @@ def main() -> None:
     draw(result, arguments.out / "bench.png")
     for model, pairs in result["project_to_loop_in_turns"].items():
         assert pairs is not None
-        print(model, f"in turns: {pairs['median']:.2f} ({pairs['min']:.2f} to {pairs['max']:.2f}) of the loop by hand")
+        print(
+            model,
+            f"in turns: {pairs['median']:.2f} ({pairs['min']:.2f} to {pairs['max']:.2f}) of the loop by hand",
+        )
     for model, found in result["models"].items():
-        print(model, {name: f"{ratio:.2f}" for name, ratio in found["ratio_to_loop"].items()}, "of the loop by hand")
+        print(
+            model,
+            {name: f"{ratio:.2f}" for name, ratio in found["ratio_to_loop"].items()},
+            "of the loop by hand",
+        )
     print(f"written to {arguments.out}")
 
 

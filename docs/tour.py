@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 
 import vae
-from vae.callbacks.posterior_collapse import collapse_figure
-from vae.collapse import usage
-from vae.networks import linear_pair
+from vae.analysis.latents import latent_statistics
+from vae.plots.latents import collapse_figure
+from vae.theory.linear import affine_weights
 
 folder = os.environ.get("RUN") or max(Path("outputs").glob("*/*/metrics.json")).parent
 run = vae.load_run(folder)
 model = run.model
-print(f"{model.name}: {model.latent_dim} latents, test ELBO {run.metrics['test/elbo']:.2f} nats per image")
+print(
+    f"{model.name}: {model.latent_dim} latents, test ELBO {run.metrics['test/elbo']:.2f} nats per image"
+)
 out = run.folder / "tour"
 out.mkdir(exist_ok=True)
 
@@ -30,16 +32,16 @@ samples = model.sample(64)  # [64, 1, 28, 28]
 print(f"posterior means {tuple(posterior.mean.shape)}, samples {tuple(samples.shape)}")
 
 # %% Which latents carry something, and what the closed form says for a linear pair
-pair = linear_pair(model)
-used = usage(model, [images])
+pair = affine_weights(model)
+used = latent_statistics(model, [images])
 oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim) if pair else None
 collapse = collapse_figure(used.kl, f"{model.name}: KL per latent", len(images), oracle)
 collapse.savefig(out / "collapse.png")
-print(f"{len(used.in_use)} of {model.latent_dim} latents in use, most used first: {used.in_use}")
+print(f"{len(used.active)} of {model.latent_dim} latents in use, most used first: {used.active}")
 
 # %% What each of them does to a digit
 traversals = vae.traversals(model, images)  # [latents in use, 11, 1, 28, 28]
-if used.in_use:
+if used.active:
     vae.traversal_figure(model, images).savefig(out / "traversals.png")
 
 # %% From one digit to another
@@ -48,9 +50,17 @@ vae.interpolation_figure(model, images[:6], images[6:12]).savefig(out / "interpo
 
 # %% The encoder against the exact posterior, which a linear decoder f(z) = W z + b has in closed form
 if pair is not None:
-    precision = torch.eye(model.latent_dim, dtype=torch.float64) + pair.W.T @ pair.W / model.sigma**2
-    exact_mean = (images.flatten(1).double() - pair.b) @ pair.W @ precision.inverse() / model.sigma**2
+    precision = (
+        torch.eye(model.latent_dim, dtype=torch.float64) + pair.W.T @ pair.W / model.sigma**2
+    )
+    exact_mean = (
+        (images.flatten(1).double() - pair.b) @ pair.W @ precision.inverse() / model.sigma**2
+    )
     exact = torch.distributions.MultivariateNormal(exact_mean, precision_matrix=precision)
-    q = torch.distributions.MultivariateNormal(posterior.mean.double(), torch.diag_embed(posterior.variance.double()))
+    q = torch.distributions.MultivariateNormal(
+        posterior.mean.double(), torch.diag_embed(posterior.variance.double())
+    )
     gap = torch.distributions.kl_divergence(q, exact)  # [256], log p(x) − ELBO(x)
-    print(f"KL(q(z|x) ‖ p(z|x)) = log p(x) − ELBO = {gap.mean():.3f} nats, the price of this encoder")
+    print(
+        f"KL(q(z|x) ‖ p(z|x)) = log p(x) − ELBO = {gap.mean():.3f} nats, the price of this encoder"
+    )

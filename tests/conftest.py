@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vae.data import ImageDataModule
-from vae.networks import VAE
+from vae.data.datamodule import ImageDataModule
+from vae.models.vae import VAE
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,5 +87,7 @@ class ShortRun:
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> ShortRun:
     overrides = ["trainer.max_epochs=2", "model.latent_dim=4", "trainer.accelerator=cpu"]
-    overrides += [f"callbacks.{name}.every_n_epochs=1" for name in ("elbo_curves", "prior_samples", "chain")]
+    overrides += [
+        f"callbacks.{name}.every_n_epochs=1" for name in ("elbo_curves", "prior_samples", "chain")
+    ]
     return ShortRun(tmp_path_factory.mktemp("run") / "baseline", overrides)

@@ -14,10 +14,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vae.errors import MachineError, UserError
 from vae.export import export
-from vae.portable import ONNX
-from vae.runs import BEST, load_run
+from vae.runs.errors import RunError, UserError
+from vae.runs.folder import BEST, load_run
+from vae.runs.portable import ONNX
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 without_onnx = [name for name in ONNX if importlib.util.find_spec(name) is None]
@@ -35,7 +35,10 @@ def a_run(folder: Path, name: str, *overrides: str) -> Path:
     (folder / "checkpoints").mkdir()
     (folder / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(config))
     torch.manual_seed(1)
-    state = {f"model.{key}": value for key, value in instantiate(config.model, _convert_="all").state_dict().items()}
+    state = {
+        f"model.{key}": value
+        for key, value in instantiate(config.model, _convert_="all").state_dict().items()
+    }
     torch.save({"state_dict": state, "vae_format": 1}, folder / BEST)
     (folder / "metrics.json").write_text('{"test/elbo": 12.5}')
     return folder
@@ -46,7 +49,11 @@ def test_both_networks_run_without_this_project(tmp_path, name):
     run = a_run(tmp_path / "run", name)
     told = export(settings(f"run={run}"))
     out, model = run / "export", load_run(run).model
-    assert sorted(path.name for path in out.iterdir()) == ["decoder.pt2", "encoder.pt2", "export.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "decoder.pt2",
+        "encoder.pt2",
+        "export.json",
+    ]
     assert json.loads((out / "export.json").read_text()) == told
     assert (told["latent_dim"], told["test/elbo"], told["model"]["name"]) == (6, 12.5, model.name)
     assert told["sigma"] == model.sigma
@@ -88,7 +95,9 @@ def test_onnx_gives_the_same_images(tmp_path, name):
     for n in (1, 9):
         z = torch.randn(n, 6)
         (image,) = session.run(["image"], {"latents": z.numpy()})
-        torch.testing.assert_close(torch.from_numpy(image), load_run(run).model.mean_image(z), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            torch.from_numpy(image), load_run(run).model.mean_image(z), rtol=0, atol=1e-5
+        )
 
 
 def refused(*overrides: str, how: type[Exception] = UserError) -> str:
@@ -99,9 +108,18 @@ def refused(*overrides: str, how: type[Exception] = UserError) -> str:
 
 def test_everything_wrong_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    told = refused(f"run={tmp_path}", "format=onnx", "tolerance=2", "+fromat=torch", "allow=mine").splitlines()
-    expected = ["format=onnx needs onnx, onnxruntime, onnxscript: pip install -e '.[onnx]'", "tolerance=2 must be"]
-    expected += ["fromat: unknown; did you mean format?", "allow=mine must be a list", f"run: {tmp_path} is no run"]
+    told = refused(
+        f"run={tmp_path}", "format=onnx", "tolerance=2", "+fromat=torch", "allow=mine"
+    ).splitlines()
+    expected = [
+        "format=onnx needs onnx, onnxruntime, onnxscript: pip install -e '.[onnx]'",
+        "tolerance=2 must be",
+    ]
+    expected += [
+        "fromat: unknown; did you mean format?",
+        "allow=mine must be a list",
+        f"run: {tmp_path} is no run",
+    ]
     assert len(told) == 5
     assert all(any(line.startswith(start) for line in told) for start in expected)
     assert refused("format=onx").startswith("run=None must be a run folder")
@@ -112,13 +130,13 @@ def test_runs_that_cannot_be_exported_leave_nothing(tmp_path):
     run = a_run(tmp_path / "run", "baseline")
     config, checkpoint = run / ".hydra" / "config.yaml", torch.load(run / BEST)
     kept = config.read_text()
-    config.write_text(kept.replace("vae.networks.Decoder", "os.system"))
+    config.write_text(kept.replace("vae.models.Decoder", "os.system"))
     assert "os.system is refused" in refused(f"run={run}")
     config.write_text(kept.replace("latent_dim: 6", "latent_dim: 5"))
     assert "do not fit" in refused(f"run={run}")
     config.write_text(kept)
     (tmp_path / "file").touch()
-    assert refused(f"run={run}", f"out={tmp_path / 'file' / 'x'}", how=MachineError).startswith("out=")
+    assert refused(f"run={run}", f"out={tmp_path / 'file' / 'x'}", how=RunError).startswith("out=")
     checkpoint["state_dict"]["model.decoder.layers.0.bias"][7] = torch.nan
     torch.save(checkpoint, run / BEST)
     assert "not finite: its training diverged" in refused(f"run={run}")
@@ -139,7 +157,9 @@ def test_what_differs_is_not_kept(tmp_path, monkeypatch):
             return lambda batch: [value + 1e-3 for value in self.program(batch)]
 
     monkeypatch.setattr("torch.export.load", Off)
-    assert refused(f"run={run}").startswith("tolerance=1e-05: the encoder written is off by 1.0e-03")
+    assert refused(f"run={run}").startswith(
+        "tolerance=1e-05: the encoder written is off by 1.0e-03"
+    )
     assert (run / "export" / "decoder.pt2").stat().st_mtime_ns == stamp
     assert json.loads((run / "export" / "export.json").read_text()) == before
     assert len(list((run / "export").iterdir())) == 3
@@ -147,5 +167,7 @@ def test_what_differs_is_not_kept(tmp_path, monkeypatch):
 
 def test_help_answers_without_torch():
     heavy = "import sys, vae.export; print([m for m in ('torch', 'lightning') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"

@@ -25,13 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 
 import vae
 from vae.compare import compare
-from vae.errors import MachineError, UserError
 from vae.evaluate import evaluate
-from vae.files import read_json
-from vae.runs import saved_config
-from vae.settings import leaves
+from vae.reports.sweep.measure import read
+from vae.reports.sweep.table import table
+from vae.runs.errors import RunError, UserError
+from vae.runs.files import read_json
+from vae.runs.folder import saved_config
+from vae.runs.validation import flatten
 from vae.summary import summary
-from vae.sweeps import read, table
 from vae.train import train
 
 INPUTS = int(os.environ.get("FUZZ", "120"))
@@ -39,7 +40,10 @@ SECONDS = 60  # an input may take, on a machine that others use too
 MODELS = ("baseline", "deep")
 QUICK = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "model.latent_dim=2"]
 NO_PICTURES = ["callbacks=none"]
-SMALL = {"baseline": QUICK, "deep": [*QUICK, "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]}
+SMALL = {
+    "baseline": QUICK,
+    "deep": [*QUICK, "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"],
+}
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -68,7 +72,11 @@ SCALARS = st.one_of(
     ),
     st.text(max_size=20),
 )
-VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=4), st.dictionaries(st.text(max_size=5), SCALARS, max_size=2))
+VALUES = st.one_of(
+    SCALARS,
+    st.lists(SCALARS, max_size=4),
+    st.dictionaries(st.text(max_size=5), SCALARS, max_size=2),
+)
 GONE = object()  # in place of a value: the key is taken away, as ~key does
 PICTURES = ["callbacks.chain.steps=5"]
 TRAIN = {m: OmegaConf.to_container(settings(f"model={m}", *SMALL[m], *PICTURES)) for m in MODELS}
@@ -97,7 +105,9 @@ MOST = {
 }
 
 
-def garbage(keys: list[str], share: float) -> Callable[[Callable[[str, Any], None]], Callable[[], None]]:
+def garbage(
+    keys: list[str], share: float
+) -> Callable[[Callable[[str, Any], None]], Callable[[], None]]:
     """A share of the inputs, each a key and a value for it, the same ones every time."""
     options = {
         "phases": [Phase.generate],
@@ -114,17 +124,26 @@ def garbage(keys: list[str], share: float) -> Callable[[Callable[[str, Any], Non
 
 def keys_of(config: dict[str, Any]) -> list[str]:
     """Every setting, and every group of them."""
-    settings = [key for key, _ in leaves(config)]
-    groups = {".".join(parts[:n]) for key in settings for parts in [key.split(".")] for n in range(1, len(parts))}
+    settings = [key for key, _ in flatten(config)]
+    groups = {
+        ".".join(parts[:n])
+        for key in settings
+        for parts in [key.split(".")]
+        for n in range(1, len(parts))
+    }
     return [*settings, *sorted(groups)]
 
 
 def with_garbage(plain: Any, key: str, value: Any) -> DictConfig | None:
     """The settings with a value that an override could carry; None for one that it could not, or that takes hours."""
-    amount = sum(v for v in value if isinstance(v, int | float)) if isinstance(value, list) else value
+    amount = (
+        sum(v for v in value if isinstance(v, int | float)) if isinstance(value, list) else value
+    )
     if key in MOST and isinstance(amount, int | float) and not amount <= MOST[key]:
         return None
-    if key == "trainer.devices" and (isinstance(value, list) or str(value).strip().lstrip("+-").isdigit()):
+    if key == "trainer.devices" and (
+        isinstance(value, list) or str(value).strip().lstrip("+-").isdigit()
+    ):
         return None
     config = OmegaConf.create(plain)
     try:
@@ -160,7 +179,7 @@ def lines(work: Callable[[], Any]) -> list[str]:
             work()
     except UserError as error:
         return list(error.problems)
-    except MachineError as error:
+    except RunError as error:
         return [f"the machine: {error}"]
     return []
 
@@ -170,13 +189,19 @@ def feed_to(work: Callable[[], Any], key: str, value: Any) -> bool:
     told = lines(work)
     assert all(line and "\n" not in line for line in told)
     names = (key, key.split(".")[0], "the machine")
-    assert not told or any(line.startswith(names) or key in line for line in told), (key, value, told)
+    assert not told or any(line.startswith(names) or key in line for line in told), (
+        key,
+        value,
+        told,
+    )
     return bool(told)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_garbage_trains_or_is_told_in_a_line(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """And what it leaves behind opens, is resumed and is summed up, or says why not."""
+def test_garbage_trains_or_is_told_in_a_line(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And what it flatten behind opens, is resumed and is summed up, or says why not."""
     monkeypatch.chdir(tmp_path)  # where a folder's name is garbage
     numbers = itertools.count()
     quiet = OmegaConf.to_container(settings(f"model={model}", *SMALL[model], *NO_PICTURES))
@@ -193,12 +218,19 @@ def test_garbage_trains_or_is_told_in_a_line(model: str, tmp_path: Path, monkeyp
         refused = feed_to(lambda: train(config, run), key, value)
         assert refused or read_json(run / "metrics.json")
         if run.exists():
-            later: list[Callable[[], Any]] = [lambda: vae.load_run(run), lambda: table(read(run.parent))]
+            later: list[Callable[[], Any]] = [
+                lambda: vae.load_run(run),
+                lambda: table(read(run.parent)),
+            ]
             if refused or number % 4 == 0:
                 later.append(lambda: train(saved_config(run, [], OmegaConf.create(quiet)), run))
             for work in later:
                 told = lines(work)
-                assert not told or (refused and all("\n" not in line for line in told)), (key, value, told)
+                assert not told or (refused and all("\n" not in line for line in told)), (
+                    key,
+                    value,
+                    told,
+                )
         shutil.rmtree(run.parent)
 
     threads = torch.get_num_threads()
@@ -239,24 +271,42 @@ def fed(plain: dict[str, Any], keys: list[str], share: float, work: Callable[[An
     return inputs
 
 
-def test_garbage_is_evaluated_or_told_in_a_line(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_garbage_is_evaluated_or_told_in_a_line(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
-    quick = [f"run={trained[0]}", f"against={trained[1]}", "accelerator=cpu", "chain.chains=2", "chain.steps=100"]
-    quick += ["iwae.images=3", "iwae.K=[1,2]", "samples.n=10", "classifier.epochs=1", "ais.images=1"]
+    quick = [
+        f"run={trained[0]}",
+        f"against={trained[1]}",
+        "accelerator=cpu",
+        "chain.chains=2",
+        "chain.steps=100",
+    ]
+    quick += [
+        "iwae.images=3",
+        "iwae.K=[1,2]",
+        "samples.n=10",
+        "classifier.epochs=1",
+        "ais.images=1",
+    ]
     quick += ["ais.chains=2", "ais.distributions=2", "ais.leapfrog=1"]
     plain = command("evaluate", *quick)
 
     assert fed(plain, keys_of(plain), 0.15, evaluate) > 0
 
 
-def test_garbage_is_compared_or_told_in_a_line(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_garbage_is_compared_or_told_in_a_line(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     plain = {"runs": trained, "out": "page", "allow": []}
 
     assert fed(plain, list(plain), 0.1, compare) > 0
 
 
-def test_garbage_is_summed_up_or_told_in_a_line(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_garbage_is_summed_up_or_told_in_a_line(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     plain = {"sweep": str(Path(trained[0]).parent), "x": None}
 

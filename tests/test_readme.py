@@ -17,7 +17,15 @@ README = (ROOT / "README.md").read_text()
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like a clone whose environment is this one."""
     clone = tmp_path_factory.mktemp("clone")
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "conf", "vae", "tests", "README.md"):
+    for name in (
+        "Makefile",
+        "pyproject.toml",
+        "constraints.txt",
+        "conf",
+        "vae",
+        "tests",
+        "README.md",
+    ):
         (clone / name).symlink_to(ROOT / name)
     (clone / ".venv").mkdir()
     for path in Path(sys.prefix).iterdir():
@@ -30,7 +38,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(target: str, cwd: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     command = ["make", target, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_make_lab_leaves_two_runs(elsewhere: Path):
@@ -70,13 +80,21 @@ def test_every_train_command_of_the_readme_composes(tmp_path: Path):
     """Each `python -m vae.train …` line of the README is a set of overrides that Hydra takes."""
     from conftest import settings
 
-    own = README.split("## Build on it")[1].split("\n## ")[0]  # names what a reader adds first; its own test runs it
+    own = README.split("## Build on it")[1].split("\n## ")[
+        0
+    ]  # names what a reader adds first; its own test runs it
     commands = re.findall(r"python -m vae\.train ([^\n`#]*)", README.replace(own, ""))
     assert len(commands) >= 5
     for command in commands:
-        overrides = [o for o in command.split() if o not in ("-m", "--multirun") and not o.startswith("hydra")]
+        overrides = [
+            o
+            for o in command.split()
+            if o not in ("-m", "--multirun") and not o.startswith("hydra")
+        ]
         if not any(o.startswith("resume=") for o in overrides):
-            single = [re.sub(r",[^=\]]*$", "", o) if "[" not in o else o for o in overrides]  # one job of a sweep
+            single = [
+                re.sub(r",[^=\]]*$", "", o) if "[" not in o else o for o in overrides
+            ]  # one job of a sweep
             assert settings(*single).model.latent_dim > 0
 
 
@@ -98,7 +116,7 @@ def test_what_the_readme_adds_runs_as_it_stands(tmp_path: Path, monkeypatch: pyt
 
     import vae
     from vae.compare import compare
-    from vae.errors import UserError
+    from vae.runs.errors import UserError
     from vae.train import train
 
     commands = re.findall(r"python -m vae\.train ([^\n`]*)\n", section)
@@ -111,7 +129,9 @@ def test_what_the_readme_adds_runs_as_it_stands(tmp_path: Path, monkeypatch: pyt
             (folders[-1] / ".hydra").mkdir(parents=True)
             OmegaConf.save(config, folders[-1] / ".hydra" / "config.yaml")
             metrics = train(config, folders[-1])
-            assert metrics["train/elbo"] > -200, command  # it has learned: untrained pairs are below −1000
+            assert metrics["train/elbo"] > -200, (
+                command
+            )  # it has learned: untrained pairs are below −1000
         with pytest.raises(UserError, match=r"mine\.Residual is refused"):
             vae.load_run(folders[0])
         run = vae.load_run(folders[0], allow=("mine",))

@@ -12,29 +12,43 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vae
-from vae.checkpoints import WholeCheckpointIO
-from vae.data import ImageDataModule
-from vae.errors import UserError
-from vae.networks import VAE
-from vae.ppca import PPCA, Spectrum
-from vae.runs import saved_config
+from vae.data.datamodule import ImageDataModule
+from vae.models.vae import VAE
+from vae.runs.errors import UserError
+from vae.runs.folder import saved_config
+from vae.theory.ppca import PPCA, Spectrum
 from vae.train import resumed, train
+from vae.training.checkpoints import AtomicCheckpointIO
 
-QUIET = [f"callbacks.{name}=null" for name in ("elbo_curves", "reconstructions", "prior_samples", "chain")]
+QUIET = [
+    f"callbacks.{name}=null"
+    for name in ("elbo_curves", "reconstructions", "prior_samples", "chain")
+]
 QUIET += ["callbacks.posterior_collapse=null", "trainer.accelerator=cpu", "model.latent_dim=4"]
 FIGURES = ("reconstructions", "prior_samples", "posterior_collapse", "elbo_curves", "chain")
 
 
 @pytest.fixture(scope="session")
 def events(short_run: ShortRun) -> EventAccumulator:
-    accumulator = EventAccumulator(str(short_run.folder / "tensorboard"), {"images": 0, "histograms": 0})
+    accumulator = EventAccumulator(
+        str(short_run.folder / "tensorboard"), {"images": 0, "histograms": 0}
+    )
     accumulator.Reload()
     return accumulator
 
 
 def test_files_of_the_run_folder(short_run: ShortRun):
-    files = {str(path.relative_to(short_run.folder)) for path in short_run.folder.rglob("*") if path.is_file()}
-    expected = {"metrics.json", "environment.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    files = {
+        str(path.relative_to(short_run.folder))
+        for path in short_run.folder.rglob("*")
+        if path.is_file()
+    }
+    expected = {
+        "metrics.json",
+        "environment.json",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    }
     expected |= {"videos/chain.gif", "videos/chain.mp4", ".hydra/config.yaml"}
     expected |= {f"figures/{name}.png" for name in FIGURES}
     assert expected <= files
@@ -47,14 +61,26 @@ def test_files_of_the_run_folder(short_run: ShortRun):
 
 def test_figures_of_metrics_json(short_run: ShortRun):
     metrics = json.loads((short_run.folder / "metrics.json").read_text())
-    expected = {f"{split}/{term}" for split in ("train", "val", "test") for term in ("elbo", "log_likelihood", "kl")}
+    expected = {
+        f"{split}/{term}"
+        for split in ("train", "val", "test")
+        for term in ("elbo", "log_likelihood", "kl")
+    }
     expected |= {"val/collapsed", "test/collapsed", "test/inactive", "oracle/collapsed"}
     expected |= {f"oracle/{split}_elbo" for split in ("train", "val", "test")}
-    expected |= {"chain/spectral_radius", "chain/finite", "chain/drift", "time/fit_seconds", "time/images_per_second"}
+    expected |= {
+        "chain/spectral_radius",
+        "chain/finite",
+        "chain/drift",
+        "time/fit_seconds",
+        "time/images_per_second",
+    }
     expected |= {"model/encoder_parameters", "model/decoder_parameters"}
     assert expected <= set(metrics)
     for split in ("train", "val", "test"):
-        assert metrics[f"{split}/elbo"] == pytest.approx(metrics[f"{split}/log_likelihood"] - metrics[f"{split}/kl"])
+        assert metrics[f"{split}/elbo"] == pytest.approx(
+            metrics[f"{split}/log_likelihood"] - metrics[f"{split}/kl"]
+        )
         assert metrics[f"{split}/elbo"] < metrics[f"oracle/{split}_elbo"]
     assert metrics["model/encoder_parameters"] == 785 * 8
     environment = json.loads((short_run.folder / "environment.json").read_text())
@@ -64,10 +90,25 @@ def test_figures_of_metrics_json(short_run: ShortRun):
 
 def test_tags_on_the_dashboard(short_run: ShortRun, events: EventAccumulator):
     tags = events.Tags()
-    curves = {f"{split}/{term}" for split in ("train", "val") for term in ("elbo", "log_likelihood", "kl")}
+    curves = {
+        f"{split}/{term}" for split in ("train", "val") for term in ("elbo", "log_likelihood", "kl")
+    }
     curves |= {"train/objective", "val/collapsed"}
-    final = {"test/elbo", "test/log_likelihood", "test/kl", "test/collapsed", "test/inactive", "final/val/elbo"}
-    final |= {"oracle/train_elbo", "oracle/val_elbo", "oracle/test_elbo", "oracle/collapsed", "time/fit_seconds"}
+    final = {
+        "test/elbo",
+        "test/log_likelihood",
+        "test/kl",
+        "test/collapsed",
+        "test/inactive",
+        "final/val/elbo",
+    }
+    final |= {
+        "oracle/train_elbo",
+        "oracle/val_elbo",
+        "oracle/test_elbo",
+        "oracle/collapsed",
+        "time/fit_seconds",
+    }
     final |= {"chain/finite", "chain/drift", "chain/spectral_radius", "model/encoder_parameters"}
     assert curves | final <= set(tags["scalars"])
     for tag in curves:  # one point an epoch, at the optimiser's step: 400 images in batches of 128
@@ -76,9 +117,14 @@ def test_tags_on_the_dashboard(short_run: ShortRun, events: EventAccumulator):
         (point,) = events.Scalars(tag)
         assert point.value == pytest.approx(short_run.metrics[tag], rel=1e-6)
     assert {*FIGURES} - {"chain"} <= set(tags["images"])
-    assert [h.step for h in events.Histograms("posterior_collapse/kl_per_latent")] == [4, 8]  # val, then test
+    assert [h.step for h in events.Histograms("posterior_collapse/kl_per_latent")] == [
+        4,
+        8,
+    ]  # val, then test
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(
-        events.summary_metadata if hasattr(events, "summary_metadata") else events.PluginTagToContent("hparams")
+        events.summary_metadata
+        if hasattr(events, "summary_metadata")
+        else events.PluginTagToContent("hparams")
     )
 
 
@@ -93,7 +139,9 @@ def test_the_chain_plays_on_the_dashboard(short_run: ShortRun, events: EventAccu
     assert len(iio.imread(short_run.folder / "videos" / "chain.mp4", plugin="FFMPEG")) == 101
 
 
-def test_a_run_folder_opens_wherever_it_was_copied(short_run: ShortRun, tmp_path: Path, digits: ImageDataModule):
+def test_a_run_folder_opens_wherever_it_was_copied(
+    short_run: ShortRun, tmp_path: Path, digits: ImageDataModule
+):
     copy = Path(shutil.copytree(short_run.folder, tmp_path / "elsewhere" / "copy"))
     run = vae.load_run(copy)
     assert isinstance(run.model, VAE)
@@ -121,7 +169,7 @@ def test_what_is_no_run_is_refused_in_a_line(short_run: ShortRun, tmp_path: Path
         vae.load_run(copy)
     best.write_bytes(whole)
     config = copy / ".hydra" / "config.yaml"
-    config.write_text(config.read_text().replace("vae.networks.Decoder", "os.system"))
+    config.write_text(config.read_text().replace("vae.models.Decoder", "os.system"))
     with pytest.raises(UserError, match=r"os\.system is refused"):
         vae.load_run(copy)
 
@@ -143,12 +191,14 @@ def test_the_same_seed_gives_the_same_figures_bit_for_bit(tmp_path: Path):
 
     def final(name: str, *overrides: str) -> dict[str, float]:
         metrics = train(settings(*QUIET, "trainer.max_epochs=3", *overrides), tmp_path / name)
-        return {key: value for key, value in metrics.items() if not key.startswith(("time/", "chain/"))}
+        return {
+            key: value for key, value in metrics.items() if not key.startswith(("time/", "chain/"))
+        }
 
     first = final("a")
     assert final("b") == first
     assert final("c", "data.batches_per_block=1") == first
-    picture = "callbacks.pictures={_target_: vae.callbacks.reconstructions.Reconstructions, every_n_epochs: 1}"
+    picture = "callbacks.pictures={_target_: vae.callbacks.Reconstructions, every_n_epochs: 1}"
     assert final("d", f"+{picture}") == first
     assert final("e", "seed=1") != first
 
@@ -157,7 +207,8 @@ def test_the_epochs_elbo_does_not_depend_on_the_batches(tmp_path: Path):
     """The final figures of one checkpoint, evaluated in batches of 1000 and of 7 with a short last one."""
     run = tmp_path / "run"
     figures = [
-        train(settings(*QUIET, "trainer.max_epochs=1", f"data.eval_batch_size={size}"), run) for size in (1000, 7)
+        train(settings(*QUIET, "trainer.max_epochs=1", f"data.eval_batch_size={size}"), run)
+        for size in (1000, 7)
     ]
     for key in ("train/elbo", "val/elbo", "test/elbo", "test/kl", "test/inactive"):
         assert figures[0][key] == pytest.approx(figures[1][key], abs=1e-3)
@@ -181,7 +232,9 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path):
 
 
 def test_a_finished_run_keeps_its_times_when_it_is_tested_again(tmp_path: Path):
-    config = settings(*QUIET, "trainer.max_epochs=40")  # what follows the last checkpoint is a small part of them
+    config = settings(
+        *QUIET, "trainer.max_epochs=40"
+    )  # what follows the last checkpoint is a small part of them
     first, again = (train(config, tmp_path) for _ in range(2))
     assert again["time/fit_seconds"] >= 0.9 * first["time/fit_seconds"]
     assert again["test/elbo"] == first["test/elbo"]
@@ -199,10 +252,18 @@ def test_a_video_that_cannot_be_written_is_told_and_does_not_end_the_run(
     assert (tmp_path / "metrics.json").exists()
 
 
-def test_the_best_that_is_also_the_last_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_best_that_is_also_the_last_is_written_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     best, last = (tmp_path / name for name in ("best.ckpt", "last.ckpt"))
-    checkpoints = WholeCheckpointIO()
-    for epoch, path, links in ((1, best, 1), (1, last, 2), (2, last, 1), (2, best, 2), (3, best, 1)):
+    checkpoints = AtomicCheckpointIO()
+    for epoch, path, links in (
+        (1, best, 1),
+        (1, last, 2),
+        (2, last, 1),
+        (2, best, 2),
+        (3, best, 1),
+    ):
         checkpoints.save_checkpoint({"epoch": epoch, "loops": {"fit_loop": {"epoch": epoch}}}, path)
         assert torch.load(path, weights_only=True)["epoch"] == epoch
         assert path.stat().st_nlink == links
@@ -229,7 +290,12 @@ def test_resume_works_in_the_folder_and_keeps_its_settings():
 
 def test_training_lifts_the_elbo_towards_the_oracle(tmp_path: Path, digits: ImageDataModule):
     """The whole path (loader, step, schedule, checkpoint) ends within 3 nats of the closed form, not above it."""
-    overrides = ["trainer.max_epochs=400", "optimizer.lr=0.01", "+optimizer.betas=[0.9,0.99]", "data.batch_size=100"]
+    overrides = [
+        "trainer.max_epochs=400",
+        "optimizer.lr=0.01",
+        "+optimizer.betas=[0.9,0.99]",
+        "data.batch_size=100",
+    ]
     metrics = train(settings(*QUIET, *overrides), tmp_path)
     oracle = PPCA(Spectrum.of(digits.split_pixels("train")), 4, 0.25)
     assert metrics["oracle/train_elbo"] == pytest.approx(oracle.train_elbo)
@@ -240,9 +306,13 @@ def test_training_lifts_the_elbo_towards_the_oracle(tmp_path: Path, digits: Imag
 def test_a_failed_picture_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "figures").write_text("a file where the folder should be")
     overrides = [o for o in QUIET if "reconstructions" not in o]
-    config = settings(*overrides, "trainer.max_epochs=2", "callbacks.reconstructions.every_n_epochs=1")
+    config = settings(
+        *overrides, "trainer.max_epochs=2", "callbacks.reconstructions.every_n_epochs=1"
+    )
     assert train(config, tmp_path)["test/elbo"] < 0
-    warnings = [record for record in caplog.records if "reconstructions: no picture" in record.message]
+    warnings = [
+        record for record in caplog.records if "reconstructions: no picture" in record.message
+    ]
     assert len(warnings) == 1
 
 
@@ -257,7 +327,9 @@ def test_other_loggers_are_a_choice_of_the_settings(tmp_path: Path):
 def test_everything_runs_on_a_gpu(tmp_path: Path):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA GPU here")
-    metrics = train(settings("model=deep", "trainer.max_epochs=2", "trainer.accelerator=gpu"), tmp_path)
+    metrics = train(
+        settings("model=deep", "trainer.max_epochs=2", "trainer.accelerator=gpu"), tmp_path
+    )
     assert metrics["test/elbo"] < metrics["oracle/test_elbo"] + 500
     assert (tmp_path / "videos" / "chain.gif").exists()
 
@@ -267,7 +339,9 @@ def test_settings_survive_the_run_folder(short_run: ShortRun):
     assert saved == short_run.config
 
 
-FIRST = ROOT / "tests" / "fixtures" / "first-release"  # one latent, one epoch, as the first release left it
+FIRST = (
+    ROOT / "tests" / "fixtures" / "first-release"
+)  # one latent, one epoch, as the first release left it
 
 
 def test_a_run_of_the_first_release_loads_and_goes_on(tmp_path: Path, digits: ImageDataModule):

@@ -24,18 +24,28 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a fork must not inherit a pool of threads
 import contextlib
 
 import torch
+import vae.report
+import vae.settings  # noqa: F401  (imported here so that the forks need not)
 from conftest import settings
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import vae.report
-import vae.settings  # noqa: F401  (imported here so that the forks need not)
 from vae.train import train
 
 torch.set_num_threads(1)
 OVERRIDES = [f"callbacks.{name}=null" for name in ("prior_samples", "posterior_collapse", "chain")]
-OVERRIDES += ["model=deep", "model.latent_dim=2", "model.encoder.hidden=[32]", "model.decoder.hidden=[32]"]
-OVERRIDES += ["trainer.max_epochs=5", "trainer.accelerator=cpu", "data.batch_size=50", "data.batches_per_block=2"]
+OVERRIDES += [
+    "model=deep",
+    "model.latent_dim=2",
+    "model.encoder.hidden=[32]",
+    "model.decoder.hidden=[32]",
+]
+OVERRIDES += [
+    "trainer.max_epochs=5",
+    "trainer.accelerator=cpu",
+    "data.batch_size=50",
+    "data.batches_per_block=2",
+]
 OVERRIDES += ["save_every_n_steps=3", "callbacks.elbo_curves.every_n_epochs=2"]
 
 
@@ -117,7 +127,10 @@ def ending(folder: Path) -> dict[str, Any]:
     """What a run ended with, as far as it must repeat."""
     metrics = json.loads((folder / "metrics.json").read_text())
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    figures = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("figures/*.png")}
+    figures = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.glob("figures/*.png")
+    }
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     curves = {
@@ -130,7 +143,9 @@ def ending(folder: Path) -> dict[str, Any]:
         "optimizer": str(last["optimizer_states"]),
         "scheduler": str(last["lr_schedulers"]),
         "rng": last["rng"]["cpu"].tolist(),
-        "history": str([state for key, state in last["callbacks"].items() if key.startswith("ELBOCurves")]),
+        "history": str(
+            [state for key, state in last["callbacks"].items() if key.startswith("ELBOCurves")]
+        ),
         "curves": curves,
         "figures": figures,
     }
@@ -156,12 +171,18 @@ def torture(kills: int, seed: int, folder: Path) -> int:
         elif kind == "ending":
             where = chance.choice(("figure", "before", "after"))
             code = exit_code(forked(dies_ending(config, run, where), log))
-            what = {"figure": "killed in a figure"}.get(where, f"killed {where} metrics.json was there")
+            what = {"figure": "killed in a figure"}.get(
+                where, f"killed {where} metrics.json was there"
+            )
         else:
             child = forked(lambda run=run: train(config, run), log)
             wait = chance.uniform(0, duration)
             time.sleep(wait)
-            sent = signal.SIGKILL if kind == "clock" else chance.choice((signal.SIGTERM, signal.SIGINT))
+            sent = (
+                signal.SIGKILL
+                if kind == "clock"
+                else chance.choice((signal.SIGTERM, signal.SIGINT))
+            )
             times = 1 if sent == signal.SIGKILL else chance.choice((1, 2))
             with contextlib.suppress(ProcessLookupError):
                 for _ in range(times):
@@ -173,10 +194,14 @@ def torture(kills: int, seed: int, folder: Path) -> int:
         again = exit_code(forked(lambda run=run: train(config, run), log))
         same = again == 0 and ending(run) == expected
         failures += not same
-        print(f"{number + 1:>4}: {what}, exit {code}, checkpoint at step {steps}: {'ok' if same else 'LOST'}")
+        print(
+            f"{number + 1:>4}: {what}, exit {code}, checkpoint at step {steps}: {'ok' if same else 'LOST'}"
+        )
         if not same:
             difference = (
-                [k for k, v in ending(run).items() if v != expected[k]] if again == 0 else log.read_text()[-900:]
+                [k for k, v in ending(run).items() if v != expected[k]]
+                if again == 0
+                else log.read_text()[-900:]
             )
             print(f"      exit {again}: {difference}")
     return failures

@@ -1,4 +1,5 @@
-"""Judge a trained run: python -m vae.evaluate run=<run folder> [against=<run folder>] [any.key=value …]"""
+"""Judge a trained run: python -m vae.evaluate run=<run folder> [against=<run folder>]
+[any.key=value …]"""
 
 import time
 from typing import Any
@@ -6,39 +7,53 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from vae.errors import MachineError, told_in_one_line
+from vae.runs.errors import RunError, report_errors
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
-@told_in_one_line
+@report_errors
 def main(config: DictConfig) -> None:
     evaluate(config)
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
-    """Figures of a run, written to its `evaluation.json` once all of them are there, and shown as a table.
+    """Figures of a run, written to its `evaluation.json` once all of them are there, and shown as a
+    table.
 
-    Raises UserError with every problem of the settings and the run folder at once, MachineError where the data
-    cannot be had or the file not be written.
+    Raises UserError with every problem of the settings and the run folder at once, RunError where
+    the data cannot be had or the file not be written.
     """
     # Heavy imports wait until a run starts, so that --help answers at once.
-    from vae import evaluation, evaluation_chain, files
-    from vae.evaluation_table import table
+    from vae.reports.evaluation import chain as evaluation_chain
+    from vae.reports.evaluation import measure as evaluation
+    from vae.reports.evaluation.table import table
+    from vae.runs import files
 
     started = time.perf_counter()
-    settings, run, other, data = evaluation.opened(config)
+    settings, run, other, data = evaluation.load_and_validate(config)
     model, images = run.model, data.images("test")
-    figures: dict[str, Any] = {"run": str(run.folder), "model": model.name, "data": run.config.data.get("name")}
-    figures |= {"latent_dim": model.latent_dim, "likelihood": model.likelihood.label, "seed": settings["seed"]}
+    figures: dict[str, Any] = {
+        "run": str(run.folder),
+        "model": model.name,
+        "data": run.config.data.get("name"),
+    }
+    figures |= {
+        "latent_dim": model.latent_dim,
+        "likelihood": model.likelihood.label,
+        "seed": settings["seed"],
+    }
 
-    # 1. How likely are the test images? One value an image, so that two runs compare image by image.
+    # 1. How likely are the test images? One value an image, so that two runs compare image by
+    # image.
     values, found = evaluation.likelihoods(model, images, settings)
     figures |= evaluation.means(values) | found
     if data.kind == "dequantised" and model.likelihood.density:
         figures |= evaluation.bits_per_dimension(figures)
     if other is not None:
         figures["against"] = str(other.folder)
-        figures |= evaluation.paired(values, evaluation.likelihoods(other.model, images, settings)[0])
+        figures |= evaluation.paired(
+            values, evaluation.likelihoods(other.model, images, settings)[0]
+        )
     figures["time/likelihood_seconds"] = time.perf_counter() - started
 
     # 2. Which latents carry something?
@@ -59,7 +74,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     try:
         files.write_json(path, figures)
     except OSError as error:
-        raise MachineError(f"{path} cannot be written ({error.strerror}); the figures are those above") from error
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}); the figures are those above"
+        ) from error
     print(f"written to {path}")
     return figures
 

@@ -1,4 +1,5 @@
-"""A pair for use without this project: python -m vae.export run=<run folder> [out=<folder>] [format=torch|onnx]"""
+"""A pair for use without this project: python -m vae.export run=<run folder> [out=<folder>]
+[format=torch|onnx]"""
 
 import os
 import tempfile
@@ -8,50 +9,66 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from vae.errors import MachineError, UserError, told_in_one_line
+from vae.runs.errors import RunError, UserError, report_errors
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="export")
-@told_in_one_line
+@report_errors
 def main(config: DictConfig) -> None:
     export(config)
 
 
 def export(config: DictConfig) -> dict[str, Any]:
-    """Write encoder, decoder and `export.json`, which tells what they take and give; returns its content.
+    """Write encoder, decoder and `export.json`, which tells what they take and give; returns its
+    content.
 
-    Files take their place only when all of them were read back and gave what the run's own networks give. Raises
-    UserError for settings and runs that cannot be exported, MachineError where nothing can be written.
+    Files take their place only when all of them were read back and gave what the run's own networks
+    give. Raises UserError for settings and runs that cannot be exported, RunError where nothing can
+    be written.
     """
     from omegaconf import OmegaConf  # heavy imports wait until the command starts
 
-    from vae import files, portable
+    from vae.runs import files, portable
 
     # 1. The run, and what is told of it.
-    settings, run = portable.opened(config)
+    settings, run = portable.load_and_validate(config)
     model, suffix = run.model, {"torch": ".pt2", "onnx": ".onnx"}[settings["format"]]
-    told: dict[str, Any] = {"run": str(run.folder), "latent_dim": model.latent_dim, "sigma": model.sigma}
+    told: dict[str, Any] = {
+        "run": str(run.folder),
+        "latent_dim": model.latent_dim,
+        "sigma": model.sigma,
+    }
     told["likelihood"] = model.likelihood.label
-    told |= {"test/elbo": run.metrics.get("test/elbo"), "model": OmegaConf.to_container(run.config.model, resolve=True)}
+    told |= {
+        "test/elbo": run.metrics.get("test/elbo"),
+        "model": OmegaConf.to_container(run.config.model, resolve=True),
+    }
     out = Path(settings["out"] or run.folder / "export")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as partial:
             # 2. Each network written, read back and compared.
-            for name, network in (("encoder", portable.Encode(model)), ("decoder", portable.Decode(model))):
+            for name, network in (
+                ("encoder", portable.Encode(model)),
+                ("decoder", portable.Decode(model)),
+            ):
                 told[name] = portable.write(network, Path(partial) / f"{name}{suffix}")
                 difference = told[name]["largest_difference"]
                 if not difference <= settings["tolerance"]:
-                    raise UserError(f"tolerance={settings['tolerance']}: the {name} written is off by {difference:.1e}")
+                    raise UserError(
+                        f"tolerance={settings['tolerance']}: the {name} written is off by {difference:.1e}"
+                    )
 
             # 3. Only then do they take their place.
             files.write_json(Path(partial) / "export.json", told)
             for path in sorted(Path(partial).iterdir()):
                 os.replace(path, out / path.name)
     except OSError as error:
-        raise MachineError(f"out={out}: the networks cannot be written ({error.strerror})") from error
+        raise RunError(f"out={out}: the networks cannot be written ({error.strerror})") from error
     for name in ("encoder", "decoder"):
-        print(f"{out / told[name]['file']}: read back, off by {told[name]['largest_difference']:.1e} at most")
+        print(
+            f"{out / told[name]['file']}: read back, off by {told[name]['largest_difference']:.1e} at most"
+        )
     return told
 
 

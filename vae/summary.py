@@ -5,23 +5,27 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from vae.errors import UserError, resolved, told_in_one_line
+from vae.runs.errors import UserError, report_errors, resolved
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="summary")
-@told_in_one_line
+@report_errors
 def main(config: DictConfig) -> None:
     summary(config)
 
 
 def summary(config: DictConfig) -> None:
-    """Write the summary of the folder `sweep` into it and show its table; UserError where there are no runs in it."""
-    from vae.sweeps import summarise, table  # heavy imports wait until the command starts
+    """Write the summary of the folder `sweep` into it and show its table; UserError where there are
+    no runs in it."""
+    from vae.reports.sweep.summary import summarise
+    from vae.reports.sweep.table import table  # heavy imports wait until the command starts
 
     settings = resolved(config)
     sweep, x = settings.get("sweep"), settings.get("x")
     if not isinstance(sweep, str) or not sweep:
-        raise UserError("sweep=<folder> is missing: a folder of runs, such as outputs/sweeps/<date>/<time>")
+        raise UserError(
+            "sweep=<folder> is missing: a folder of runs, such as outputs/sweeps/<date>/<time>"
+        )
     print(table(summarise(Path(sweep), x)))
 
 

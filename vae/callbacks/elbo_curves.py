@@ -1,4 +1,5 @@
-"""ELBO curves: train and validation in one chart, with the closed-form optimum of the linear pair."""
+"""ELBO curves: train and validation in one chart, with the closed-form optimum of the linear
+pair."""
 
 from typing import Any
 
@@ -6,14 +7,15 @@ import lightning.pytorch as L
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vae.callbacks.picture import Picture
-from vae.figures import ORACLE, TRAIN, VAL, new_figure
-from vae.module import LitVAE
-from vae.ppca import PPCA
+from vae.callbacks.figure import FigureCallback
+from vae.plots.images import ORACLE, TRAIN, VAL, new_figure
+from vae.theory.ppca import PPCA
+from vae.training.module import LitVAE
 
 
-class ELBOCurves(Picture):
-    """ELBO and its KL term over the epochs. train is the mean over the epoch as the weights moved."""
+class ELBOCurves(FigureCallback):
+    """ELBO and its KL term over the epochs. train is the mean over the epoch as the weights
+    moved."""
 
     name = "elbo_curves"
 
@@ -50,7 +52,9 @@ class ELBOCurves(Picture):
         right.set_ylabel("KL(q ‖ prior), nats per image")
         if task.oracle is not None:
             label = f"optimum of a linear pair, train {task.oracle.train_elbo:.1f}"
-            left.axhline(task.oracle.train_elbo, color=ORACLE, linestyle="--", linewidth=1, label=label)
+            left.axhline(
+                task.oracle.train_elbo, color=ORACLE, linestyle="--", linewidth=1, label=label
+            )
         self._zoom(left, task.oracle)
         left.legend(loc="lower right")
         right.legend()

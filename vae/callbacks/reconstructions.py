@@ -3,13 +3,14 @@
 import lightning.pytorch as L
 from matplotlib.figure import Figure
 
-from vae.callbacks.picture import Picture
-from vae.figures import new_figure, show_tile
-from vae.module import LitVAE
+from vae.callbacks.figure import FigureCallback
+from vae.plots.images import new_figure, show_tile
+from vae.training.module import LitVAE
 
 
-class Reconstructions(Picture):
-    """The first 16 images of the split and, place by place, f(z) with one z drawn from q(z|x) each."""
+class Reconstructions(FigureCallback):
+    """The first 16 images of the split and, place by place, f(z) with one z drawn from q(z|x)
+    each."""
 
     name = "reconstructions"
 

@@ -1,0 +1,480 @@
+"""The evaluate command on real run folders of a few hundred digits, and on folders that are none."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from test_estimators import at_optimum
+
+from vae.compare import compare
+from vae.data.batches import as_images
+from vae.evaluate import evaluate
+from vae.reports.comparison.selection import common_data
+from vae.reports.evaluation.table import table
+from vae.runs.errors import RunError, UserError
+from vae.runs.folder import BEST, load_data, load_run
+from vae.train import train
+
+CONF = str(Path("conf").resolve())
+SMALL = [
+    "iwae.images=60",
+    "iwae.K=[1,10,100]",
+    "chain.chains=30",
+    "chain.steps=120",
+    "classifier.epochs=2",
+]
+PICTURES = (
+    "elbo_curves",
+    "reconstructions",
+    "prior_samples",
+    "posterior_collapse",
+    "chain",
+    "progress_bar",
+)
+
+
+def settings(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+def trained(folder: Path, *overrides: str) -> Path:
+    off = [f"callbacks.{picture}=null" for picture in PICTURES]
+    config = settings("train", "data=digits", "trainer.accelerator=cpu", *off, *overrides)
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    small = ["model.latent_dim=4", "model.sigma=0.5", "trainer.max_epochs=30"]
+    return {
+        "baseline": trained(folder / "baseline", "model=baseline", *small),
+        "deep": trained(
+            folder / "deep",
+            "model=deep",
+            "model.encoder.hidden=[32]",
+            "model.decoder.hidden=[32]",
+            *small,
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def judged(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """evaluation.json of both, with AIS, the deep one against the baseline."""
+    cache = f"classifier.folder={tmp_path_factory.mktemp('classifiers')}"
+    more = [*SMALL, cache, "ais.images=20", "ais.distributions=30"]
+    for name, extra in (("baseline", []), ("deep", [f"against={runs['baseline']}"])):
+        evaluate(settings("evaluate", f"run={runs[name]}", "accelerator=cpu", *more, *extra))
+    return {name: json.loads((run / "evaluation.json").read_text()) for name, run in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def near_optimum(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Figures of a baseline close to its optimum, where seconds of training do not bring it."""
+    folder = tmp_path_factory.mktemp("near")
+    run = copy_of(runs["baseline"], folder / "run")
+    data = load_data(load_run(run).config)
+    model = at_optimum(as_images(data.split_pixels("train")), m=4, sigma=0.5)
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        weight += 0.01 * torch.randn(weight.shape, generator=generator)
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "vae_format": 1}, run / BEST)
+    more = [
+        *SMALL,
+        f"classifier.folder={folder}",
+        "ais.images=20",
+        "ais.distributions=30",
+        "samples.n=0",
+    ]
+    return evaluate(settings("evaluate", f"run={run}", "accelerator=cpu", *more))
+
+
+def copy_of(run: Path, to: Path) -> Path:
+    shutil.copytree(run, to)
+    (to / "evaluation.json").write_text('{"kept": 1}')
+    return to
+
+
+def test_elbo_is_that_of_the_training_run(runs, judged):
+    for name, run in runs.items():
+        metrics = json.loads((run / "metrics.json").read_text())
+        for key in ("test/elbo", "test/log_likelihood", "test/kl"):
+            assert judged[name][key] == pytest.approx(metrics[key], abs=1e-3)
+        assert judged[name]["collapse/collapsed"] == metrics["test/collapsed"]
+        assert judged[name]["collapse/inactive"] == metrics["test/inactive"]
+        assert sum(judged[name]["collapse/kl"]) == pytest.approx(metrics["test/kl"], abs=1e-3)
+
+
+def test_bounds_are_in_order_and_below_the_exact_answer(judged, near_optimum):
+    for f in (*judged.values(), near_optimum):
+        bounds = [f[f"iwae/K={K}"] for K in (1, 10, 100)]
+        assert bounds == sorted(bounds)
+        assert 0 < f["iwae/K=100_se"] < 20
+        assert 1 <= f["iwae/K=10_ess"] <= 10 <= 100 * f["iwae/K=100_ess"] <= 10_000
+    assert "exact/log_p" not in judged["deep"]
+    assert judged["baseline"]["iwae/K=100"] < judged["baseline"]["iwae/exact_log_p"]
+    f = near_optimum
+    assert 0.01 < f["exact/gap"] < 1
+    assert f["exact/gap"] == pytest.approx(f["exact/log_p"] - f["exact/elbo"], abs=1e-6)
+    assert f["test/elbo"] == pytest.approx(
+        f["exact/elbo"], abs=1
+    )  # the same but for the noise of one sample
+    assert f["iwae/K=100"] < f["iwae/exact_log_p"] + 0.02
+    assert abs(f["ais/log_p"] - f["ais/exact_log_p"]) < 3 * f["ais/mc_se"]
+    assert f["test/elbo"] < f["oracle/test_elbo"] + 0.5
+    assert sorted(f["collapse/train_kl"], reverse=True) == pytest.approx(
+        f["collapse/predicted_kl"], abs=0.1
+    )
+
+
+def test_paired_differences_are_differences_of_the_same_images(judged):
+    deep, baseline = judged["deep"], judged["baseline"]
+    for key in ("test/elbo", "test/kl", "iwae/K=100", "ais/log_p"):
+        assert deep[f"against/{key}"] == pytest.approx(deep[key] - baseline[key], abs=1e-6)
+    unpaired = (deep["test/elbo_se"] ** 2 + baseline["test/elbo_se"] ** 2) ** 0.5
+    assert 0 < deep["against/test/elbo_se"] < 0.8 * unpaired  # what hard images do to both cancels
+
+
+def test_a_run_against_itself_differs_by_nothing(runs, judged, tmp_path):
+    run = copy_of(runs["baseline"], tmp_path / "run")
+    off = ["iwae.images=0", "chain.chains=0", "samples.n=0"]
+    f = evaluate(settings("evaluate", f"run={run}", f"against={runs['baseline']}", *off))
+    assert f["against/test/elbo"] == f["against/test/elbo_se"] == f["against/exact/log_p"] == 0
+    assert not any(key.startswith(("iwae/", "chain/", "samples/", "classifier/")) for key in f)
+
+
+def test_chain_figures_hold_together(judged, near_optimum):
+    f = near_optimum
+    assert f["chain/finite"] == 1
+    assert f["chain/local_gain"] == pytest.approx(f["chain/spectral_radius"], abs=1e-4)
+    assert f["chain/mixing_steps"] == pytest.approx(1 / (1 - f["chain/spectral_radius"]))
+    assert f["chain/agreement_p"] > 1e-3
+    assert f["chain/agreement_covariance_error"] < 4 * f["chain/agreement_covariance_floor"]
+    assert f["chain/t"] == [0, 1, 3, 10, 30, 100, 120]
+    for f in (judged["deep"], near_optimum):
+        assert [sum(shares) for shares in f["chain/classes_t"]] == pytest.approx([1] * 7, abs=1e-5)
+        assert 1 <= f["chain/classes_visited"] <= 10
+
+
+def test_samples_stand_beside_their_floor(judged):
+    for f in judged.values():
+        assert f["samples/n"] == 300
+        assert f["samples/fid"] > 2 * f["samples/fid_floor"] > 0  # a run of seconds makes no digits
+        assert f["samples/nn_fake"] > f["samples/nn_fake_floor"]
+        assert f["samples/coverage_floor"] == pytest.approx(
+            f["samples/expected_coverage"], abs=0.06
+        )
+
+
+def test_table_shows_what_the_file_holds(runs, judged):
+    shown = table(judged["deep"])
+    for key in ("test/elbo", "iwae/K=100", "ais/log_p", "against/test/elbo"):
+        assert f"{judged['deep'][key]:.2f}" in shown
+    tight = judged["baseline"] | {"iwae/K=10_ess": 9.0, "iwae/K=100_ess": 90.0}
+    assert "WARNING" not in table(tight)
+    warning = "WARNING: a few samples carry all the weight in L_100: the bound is loose"
+    assert warning in table(tight | {"iwae/K=100_ess": 2.0})
+
+
+def test_evaluation_repeats_and_its_parts_do_not_disturb_each_other(runs, judged, tmp_path):
+    run = copy_of(runs["deep"], tmp_path / "run")
+    torch.manual_seed(99)
+    f = evaluate(
+        settings("evaluate", f"run={run}", *SMALL, "samples.n=0", f"classifier.folder={tmp_path}")
+    )
+    for key in (
+        "test/elbo",
+        "iwae/K=100",
+        "chain/one_step_p",
+        "chain/local_gain",
+        "chain/classes_visited",
+    ):
+        assert f[key] == judged["deep"][key]
+
+
+def test_a_chain_that_explodes_is_told(runs, tmp_path):
+    run = copy_of(runs["baseline"], tmp_path / "run")
+    checkpoint = torch.load(run / BEST, weights_only=True)
+    checkpoint["state_dict"]["model.decoder.layers.0.weight"] *= 4
+    torch.save(checkpoint, run / BEST)
+    few = [
+        *SMALL,
+        "chain.steps=400",
+        "samples.n=0",
+        "iwae.images=0",
+        f"classifier.folder={tmp_path}",
+    ]
+    f = evaluate(settings("evaluate", f"run={run}", *few))
+    assert f["chain/spectral_radius"] > 1
+    assert f["chain/finite"] == 0
+    assert 0 < f["chain/finite_steps"] < 400
+    assert f["chain/has_limit"] == 0
+    written = json.loads((run / "evaluation.json").read_text())
+    assert written["chain/drift"] is None
+    assert "NOT finite" in table(f)
+    assert "a chain that runs away has no limit" in table(f)
+    assert table(written) == table(f).replace("inf", "nan")
+
+
+def refused(*overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        evaluate(settings("evaluate", *overrides))
+    return list(caught.value.problems)
+
+
+def test_all_wrong_settings_are_told_at_once_by_their_override(tmp_path):
+    wrong = [
+        "seed=-1",
+        "iwae.K=[10,1]",
+        "samples.kind=clip",
+        "accelerator=tpu",
+        "ais.chains=1",
+        "chain.steps=1.5",
+    ]
+    problems = refused(f"run={tmp_path}", *wrong)
+    assert len(problems) == 7
+    for override in wrong:
+        key = override.split("=")[0]
+        assert sum(problem.startswith(f"{key}=") for problem in problems) == 1
+    assert any("did you mean clipped?" in problem for problem in problems)
+    assert any(
+        problem.startswith("run: ") and "is no run folder" in problem for problem in problems
+    )
+    assert refused(f"run={tmp_path}", "samples.n=5")[1].startswith(
+        "samples.n=5 must be more than samples.k=5"
+    )
+    assert refused() == ["run=None must be a run folder, such as outputs/2030-01-31/12-00-00-deep"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["missing", "half-written", "code", "gone", "foreign", "other weights", "evil data", "nan"],
+)
+def test_a_run_that_cannot_be_read_is_one_line_and_loses_nothing(runs, tmp_path, damage):
+    run = copy_of(runs["baseline"], tmp_path / "run")
+    checkpoint, config = run / BEST, run / ".hydra" / "config.yaml"
+    harm = tmp_path / "harm"
+    if damage == "missing":
+        checkpoint.unlink()
+        expected = "is missing"
+    elif damage == "half-written":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
+        expected = "is damaged"
+    elif damage == "code":
+        torch.save({"state_dict": Runs(str(harm)), "vae_format": 1}, checkpoint)
+        expected = "holds more than tensors"
+    elif damage == "gone":
+        config.write_text(config.read_text().replace("vae.models.Decoder", "vae.models.Gone"))
+        expected = "vae.models.Gone is not there any more"
+    elif damage == "foreign":
+        config.write_text(config.read_text().replace("vae.models.Decoder", "os.system"))
+        expected = "os.system is refused"
+    elif damage == "other weights":
+        config.write_text(config.read_text().replace("latent_dim: 4", "latent_dim: 5"))
+        expected = "do not fit"
+    elif damage == "nan":
+        content = torch.load(checkpoint, weights_only=True)
+        content["state_dict"]["model.decoder.layers.0.bias"][7] = torch.nan
+        torch.save(content, checkpoint)
+        expected = "not finite: its training diverged"
+    else:
+        config.write_text(
+            config.read_text().replace("vae.data.ImageDataModule", "vae.runs.files.write_json")
+        )
+        expected = "vae.runs.files.write_json is refused"
+    (problem,) = refused(f"run={run}")
+    assert expected in problem
+    assert problem.startswith("run: ")
+    assert not harm.exists()
+    assert (run / "evaluation.json").read_text() == '{"kept": 1}'
+
+
+class Runs:
+    """Unpickled carelessly, it writes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def test_a_failure_on_the_way_overwrites_nothing(runs, tmp_path, monkeypatch):
+    run = copy_of(runs["baseline"], tmp_path / "run")
+
+    def broken(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("vae.reports.evaluation.measure.samples", broken)
+    with pytest.raises(MemoryError):
+        evaluate(settings("evaluate", f"run={run}", *SMALL, f"classifier.folder={tmp_path}"))
+    assert (run / "evaluation.json").read_text() == '{"kept": 1}'
+
+
+def test_a_full_disk_is_told_after_the_figures(runs, tmp_path, monkeypatch, capsys):
+    run = copy_of(runs["baseline"], tmp_path / "run")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(
+        RunError, match=r"evaluation.json cannot be written \(No space left on device\)"
+    ):
+        evaluate(
+            settings("evaluate", f"run={run}", "iwae.images=0", "chain.chains=0", "samples.n=0")
+        )
+    assert "ELBO" in capsys.readouterr().out
+    assert (run / "evaluation.json").read_text() == '{"kept": 1}'
+
+
+def test_runs_of_different_data_are_not_paired(runs, tmp_path):
+    other = copy_of(runs["baseline"], tmp_path / "run")
+    config = other / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("name: digits", "name: mnist"))
+    (problem,) = refused(f"run={runs['baseline']}", f"against={other}")
+    assert problem.startswith("against=")
+    assert "mnist" in problem
+
+
+def command(monkeypatch: pytest.MonkeyPatch, cwd: Path, *arguments: str) -> int:
+    """The command as a user types it, in the folder `cwd`; its exit code."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", ["vae.evaluate", *arguments])
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*found in sys.modules.*")
+            runpy.run_module("vae.evaluate", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def test_the_command_leaves_one_file_and_no_folder(runs, tmp_path, monkeypatch, capsys):
+    run, root = copy_of(runs["baseline"], tmp_path / "run"), Path("tests").resolve()
+
+    def stamps() -> dict[Path, int]:
+        files = [
+            path for path in run.rglob("*") if path.is_file() and path.name != "evaluation.json"
+        ]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = stamps()
+    off = ["iwae.images=0", "samples.n=0", "chain.chains=0"]
+    assert command(monkeypatch, tmp_path, "run=run", f"data.root={root}", *off) == 0
+    elbo = json.loads((run / "evaluation.json").read_text())["test/elbo"]
+    assert f"{elbo:.2f}" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    assert stamps() == before
+
+
+def test_the_command_refuses_in_one_line_with_exit_code_2(tmp_path, monkeypatch, capsys):
+    assert command(monkeypatch, tmp_path, "run=nowhere") == 2
+    told = "error: run: nowhere is no run folder: it has no .hydra/config.yaml\n"
+    assert capsys.readouterr().err == told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_are_shown_without_heavy_imports(tmp_path):
+    def python(*arguments: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+        line = [sys.executable, *arguments]
+        return subprocess.run(
+            line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    started = time.perf_counter()
+    assert "distributions: 500" in python("-m", "vae.evaluate", "--cfg", "job")
+    assert time.perf_counter() - started < 5  # 0.4 s on an idle machine
+    heavy = (
+        "import sys, vae.evaluate; print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    )
+    assert python("-c", heavy) == "[]\n"
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run on zeros and ones, and a linear one with a learned sigma on dequantised pixels."""
+    folder, short = (
+        tmp_path_factory.mktemp("others"),
+        ["model.latent_dim=3", "trainer.max_epochs=20"],
+    )
+    bernoulli = [
+        "model=deep",
+        "likelihood=bernoulli",
+        "data.pixels=binarised",
+        "optimizer.lr=0.003",
+    ]
+    learned = ["likelihood=learned_sigma", "data.pixels=dequantised", "optimizer.lr=0.01"]
+    return {
+        "bernoulli": trained(folder / "bernoulli", *bernoulli, *short),
+        "learned": trained(folder / "learned", *learned, *short),
+    }
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "learned"])
+def test_other_likelihoods_are_judged_by_the_same_code(
+    others: dict[str, Path], name: str, tmp_path: Path
+):
+    options = [
+        *SMALL,
+        f"classifier.folder={tmp_path}",
+        "accelerator=cpu",
+        "ais.images=10",
+        "ais.distributions=30",
+    ]
+    figures = evaluate(settings("evaluate", f"run={others[name]}", "samples.kind=noisy", *options))
+    trained_figures = json.loads((others[name] / "metrics.json").read_text())
+    assert figures["test/elbo"] == pytest.approx(trained_figures["test/elbo"], abs=1e-2)
+    assert figures["iwae/K=1"] < figures["iwae/K=100"]
+    assert ("exact/log_p" in figures) == (name == "learned")
+    if name == "bernoulli":
+        assert (
+            -784 < figures["test/elbo"] < 0
+        )  # a probability of 784 pixels, better than tossing a coin
+        assert not any(key.startswith("bits/") for key in figures)
+        return
+    assert (
+        figures["exact/log_p"] <= figures["oracle/test_elbo"] + 30
+    )  # its optimum is that of the training split
+    assert figures["test/elbo"] < figures["exact/log_p"]
+    bits = -figures["test/elbo"] / 784 / 0.6931471805599453 + 8
+    assert figures["bits/test/elbo"] == pytest.approx(bits)
+    assert figures["bits/exact/log_p"] < bits
+    assert f"{bits:.4f}" in table(figures)
+
+
+def test_runs_on_other_pixels_are_not_paired(others: dict[str, Path]):
+    with pytest.raises(
+        UserError,
+        match=r"digits, dequantised pixels, by density.*digits, binarised pixels, by prob",
+    ):
+        evaluate(settings("evaluate", f"run={others['bernoulli']}", f"against={others['learned']}"))
+    with pytest.raises(UserError, match=r"data\.pixels is binarised"):
+        common_data([load_run(run) for run in others.values()])
+
+
+def test_runs_of_other_likelihoods_compare_on_one_page(others: dict[str, Path], tmp_path: Path):
+    """No closed form, no sigma: the page says nothing of either."""
+    copy_of(others["bernoulli"], tmp_path / "copy")
+    folders = f"runs=[{others['bernoulli']},{tmp_path / 'copy'}]"
+    page = compare(settings("compare", folders, f"out={tmp_path / 'out'}")).read_text()
+    assert "Bernoulli" in page
+    assert "linear pair" not in page
+    assert "oracle" not in (tmp_path / "out" / "comparison.json").read_text()

@@ -1,0 +1,6 @@
+"""Image data sets as one resident tensor, and batches of them."""
+
+from vae.data.datamodule import ImageDataModule
+from vae.data.sources import SOURCES, Source
+
+__all__ = ["SOURCES", "ImageDataModule", "Source"]

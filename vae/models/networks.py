@@ -1,0 +1,93 @@
+"""The swappable pair: an encoder, a decoder, and the VAE that they make.
+
+An encoder is any module from images [B, 1, 28, 28] to a pair (mean, log_sd), each [B, m]. A decoder
+is any module from latents [B, m] to [B, 1, 28, 28]: for a Gaussian likelihood the mean image.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+
+
+OUTPUTS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "sigmoid": nn.Sigmoid}
+
+
+IMAGE = (1, 28, 28)
+
+
+PIXELS = 784
+
+
+def mlp(widths: Sequence[int], activation: str) -> nn.Sequential:
+    """Linear layers of these widths, the activation between them and none after the last."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def soft_clamp(value: Tensor, bounds: tuple[float, float] | None) -> Tensor:
+    """The value kept between (low, high): the identity well inside, with a gradient everywhere.
+    None leaves it."""
+    if bounds is None:
+        return value
+    low, high = bounds
+    value = high - F.softplus(high - value)
+    return low + F.softplus(value - low)
+
+
+class Encoder(nn.Module):
+    """Fully connected encoder; no hidden layer makes it the lab's baseline.
+
+    `log_sd_range` = (low, high) bounds the log standard deviation softly; None leaves it as the
+    last layer gives it.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden: Sequence[int] = (),
+        activation: str = "relu",
+        log_sd_range: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers = mlp([PIXELS, *hidden, 2 * latent_dim], activation)
+        self.log_sd_range = log_sd_range
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_sd = self.layers(x.flatten(1)).chunk(2, dim=-1)
+        return mean, self.bounded(log_sd)
+
+    def bounded(self, log_sd: Tensor) -> Tensor:
+        """log sd within `log_sd_range`, softly."""
+        return soft_clamp(log_sd, self.log_sd_range)
+
+
+class Decoder(nn.Module):
+    """Fully connected decoder. A sigmoid output keeps the mean image in [0, 1], a linear one does
+    not."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden: Sequence[int] = (),
+        activation: str = "relu",
+        output: str = "linear",
+    ) -> None:
+        super().__init__()
+        self.layers = mlp([latent_dim, *hidden, PIXELS], activation)
+        self.output = OUTPUTS[output]()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.output(self.layers(z)).unflatten(1, IMAGE)

@@ -1,0 +1,75 @@
+"""What training minimises, image by image; what is reported as the ELBO stays the ELBO.
+
+An objective is called with the model, images x [B, 1, 28, 28], standard normal noise [samples, B,
+m] and the number of optimiser steps done, and returns what to minimise, [B], with the terms of the
+ELBO, which are logged. `samples` says how many latents it wants for each image. B images, m
+latents, everything in nats.
+"""
+
+import math
+
+import torch
+from torch import Tensor, distributed
+
+from vae.models.elbo import ELBOTerms, kl_to_prior, log_prior_ratio
+from vae.models.vae import VAE
+
+
+class ELBO:
+    """−ELBO(x), with one latent sample."""
+
+    samples = 1
+
+    def __call__(self, model: VAE, x: Tensor, noise: Tensor, step: int) -> tuple[Tensor, ELBOTerms]:
+        terms, _posterior = model.elbo_terms(x, noise[0])
+        return self.of(terms, step), terms
+
+    def of(self, terms: ELBOTerms, step: int) -> Tensor:
+        return terms.kl.sum(-1) - terms.log_likelihood
+
+
+class BetaELBO(ELBO):
+    """beta KL − log p(x|z) (Higgins et al. 2017); over the first `warmup_steps` beta rises from 0
+    (Sønderby et al. 2016, arXiv:1602.02282)."""
+
+    def __init__(self, beta: float = 1.0, warmup_steps: int = 0) -> None:
+        self.beta, self.warmup_steps = beta, warmup_steps
+
+    def of(self, terms: ELBOTerms, step: int) -> Tensor:
+        beta = self.beta * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.beta
+        return beta * terms.kl.sum(-1) - terms.log_likelihood
+
+
+class FreeBits(ELBO):
+    """Σ_i max(nats, mean over the batch of KL_i) − log p(x|z): no gain in pushing a latent below
+    `nats`.
+
+    Kingma et al. 2016, arXiv:1606.04934, eq. 15, a latent a group. The batch is that of all ranks.
+    """
+
+    def __init__(self, nats: float) -> None:
+        self.nats = nats
+
+    def of(self, terms: ELBOTerms, step: int) -> Tensor:
+        sums = torch.cat([terms.kl.detach().sum(0), terms.kl.new_full((1,), len(terms.kl))])
+        if distributed.is_initialized():
+            distributed.all_reduce(sums)
+        spent = sums[:-1] > self.nats * sums[-1]  # [m], where the maximum is the KL
+        return torch.where(spent, terms.kl, self.nats).sum(-1) - terms.log_likelihood
+
+
+class IWAE:
+    """−log (1/K) Σ_k p(x, z_k)/q(z_k|x), the importance-weighted bound (Burda et al. 2016,
+    arXiv:1509.00519, eq. 8)."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def __call__(self, model: VAE, x: Tensor, noise: Tensor, step: int) -> tuple[Tensor, ELBOTerms]:
+        q = model.encode(x)
+        z = q.loc + q.scale * noise  # [K, B, m]
+        rows = x.expand(self.samples, *x.shape).flatten(0, 1)  # [K B, 1, 28, 28]
+        log_likelihood = model.log_likelihood(rows, z.flatten(0, 1)).view(self.samples, -1)
+        log_weight = log_likelihood + log_prior_ratio(z, noise, q.scale.log().sum(-1))  # [K, B]
+        objective = math.log(self.samples) - log_weight.logsumexp(0)
+        return objective, ELBOTerms(log_likelihood.mean(0), kl_to_prior(q))

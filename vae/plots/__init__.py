@@ -1,0 +1,1 @@
+"""Numbers and arrays in, a figure or encoded bytes out."""

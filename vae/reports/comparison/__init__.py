@@ -1,0 +1,1 @@
+"""The page that puts runs next to each other."""

@@ -1,0 +1,104 @@
+"""Small files of a run folder, written whole or not at all, read and written without torch."""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vae.runs.errors import UserError
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write a file that is there complete or as it was before."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """One key a line; a number that is not finite becomes null, as JSON has no other word for
+    it."""
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(finite(value), allow_nan=False)}"
+        for key, value in content.items()
+    ]
+    atomic_write(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is no such file, or where it was damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def finite(value: Any) -> Any:
+    """None for the numbers that are not finite, at any depth of dictionaries and lists."""
+    if isinstance(value, dict):
+        return {key: finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def make_unique_folder(folder: Path) -> Path:
+    """Make the folder, or the first of <folder>-2, <folder>-3 … that is not there yet."""
+    for candidate in itertools.chain(
+        [folder], (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+    ):
+        with contextlib.suppress(FileExistsError):
+            candidate.mkdir(parents=True)
+            break
+    return candidate
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, setting: str = "hydra.run.dir") -> Iterator[None]:
+    """Hold a folder against other processes, which get a UserError; a process that is killed gives
+    it back.
+
+    Of one run's processes the first holds it, for all of them.
+    """
+    from filelock import FileLock, Timeout  # slow to import
+
+    if not is_rank_zero():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", is_singleton=True)  # within a process it can be taken again
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{setting}={folder}: another process is writing there; wait for its end or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_rank_zero() -> bool:
+    """Whether this is the process that writes files, by what launchers of several processes tell
+    each of them."""
+    return all(
+        os.environ.get(name, "0") == "0"
+        for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    )
+
+
+def quote_override(key: str, folder: Path) -> str:
+    """`key=<folder>` as a shell and Hydra read it: a sweep's folders have = and , in their
+    names."""
+    if re.fullmatch(r"[\w/.:+-]+", str(folder), re.ASCII):
+        return f"{key}={folder}"
+    quoted = str(folder).replace("'", "\\'")
+    return shlex.quote(f"{key}='{quoted}'")

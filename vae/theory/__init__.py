@@ -1,0 +1,1 @@
+"""What is known exactly of linear encoders and decoders."""

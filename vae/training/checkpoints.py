@@ -1,0 +1,90 @@
+"""How checkpoints are written: whole or not at all, the best and the last, wherever the folder
+is."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from vae.runs.errors import RunError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the old file, then takes its place in one step; a kill or a full disk leaves
+    the old one.
+
+    Where the best is also the last, the second of them is a link to the first: written once, kept
+    once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._newest: tuple[Path, Any] | None = (
+            None  # the file written last, and how far the training was
+        )
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        progress = checkpoint["loops"]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not (
+                self._newest and self._newest[1] == progress and linked(self._newest[0], partial)
+            ):
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(partial, path)
+            self._newest = path, copy.deepcopy(progress)
+        except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+            partial.unlink(missing_ok=True)
+            kept = "the one before is whole" if path.exists() else "there was none before"
+            raise RunError(
+                f"{path} cannot be written ({str(error).splitlines()[0]}); {kept}"
+            ) from error
+
+
+def linked(file: Path, link: Path) -> bool:
+    """Give a file a second name; False where that cannot be done, as on file systems without hard
+    links."""
+    try:
+        os.link(file, link)
+    except OSError:
+        return False
+    return True
+
+
+class BestAndLast(ModelCheckpoint):
+    """Keeps `best.ckpt`, by validation ELBO, and `last.ckpt`, every epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder / "checkpoints",
+            filename="best",
+            monitor="val/elbo",
+            mode="max",
+            save_last=True,
+            save_on_train_epoch_end=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What was best before, in the folder as it is called now: a copied run goes on like the
+        original."""
+        best = str(Path(str(self.dirpath)) / "best.ckpt")
+        scores = dict.fromkeys(
+            state_dict["best_k_models"] and [best], state_dict["best_model_score"]
+        )
+        here = {"dirpath": self.dirpath, "best_model_path": best, "best_k_models": scores}
+        super().load_state_dict(
+            {**state_dict, **here, "kth_best_model_path": best if scores else ""}
+        )

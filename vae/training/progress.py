@@ -1,0 +1,76 @@
+"""What the screen and train.log show while a run trains: a line an epoch, and on a terminal a bar
+within it."""
+
+import logging
+import sys
+import time
+import warnings
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+def silence_lightning() -> None:
+    """Keep Lightning's remarks that are about other ways of working off the screen."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger(
+        "lightning.pytorch"
+    ).propagate = False  # it prints by itself; Hydra would print it twice
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    workers, short, tree = (
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*treespec.*",
+    )
+    ranks = ".*sync_dist=True.*"  # LitVAE adds up over ranks by itself
+    folder = "Checkpoint directory"  # a resumed run's is not empty
+    rows = "Experiment logs directory"  # vae.loggers puts them back
+    for remark in (workers, short, tree, ranks, folder, rows):
+        warnings.filterwarnings("ignore", message=remark)
+
+
+class Progress(ProgressBar):
+    """`refresh_rate`: blocks of steps between two updates of the bar; 0 for lines only."""
+
+    def __init__(self, refresh_rate: int = 1) -> None:
+        super().__init__()
+        self.refresh_rate = refresh_rate
+        self._bar: tqdm[Any] | None = None
+        self._since = 0.0
+
+    def disable(self) -> None:  # the Trainer calls this on all ranks but the first
+        self.refresh_rate = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+        if self.refresh_rate and sys.stderr.isatty():
+            self._bar = tqdm(total=int(self.total_train_batches), leave=False, unit="block")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is not None and (batch_idx + 1) % self.refresh_rate == 0:
+            self._bar.update(batch_idx + 1 - self._bar.n)
+
+    def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        train, val = (
+            float(trainer.callback_metrics[f"{split}/elbo"]) for split in ("train", "val")
+        )
+        log.info(
+            "epoch %*d/%s  ELBO train %8.2f  val %8.2f  (%.1f s)",
+            len(str(trainer.max_epochs)),
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            train,
+            val,
+            time.perf_counter() - self._since,
+        )
