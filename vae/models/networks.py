@@ -1,14 +1,18 @@
-"""The swappable pair: an encoder, a decoder, and the VAE that they make.
+"""Fully connected encoder and decoder, and the contract that any others keep.
 
-An encoder is any module from images [B, 1, 28, 28] to a pair (mean, log_sd), each [B, m]. A decoder
-is any module from latents [B, m] to [B, 1, 28, 28]: for a Gaussian likelihood the mean image.
+An encoder is a module from images [B, C, H, W] to (mean, log_sd), each [B, m]. A decoder is a
+module from latents [B, m] to [B, C, H, W]: for a Gaussian likelihood the mean image. B images, m
+latents.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+MNIST_SHAPE = (1, 28, 28)  # channels, height, width
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -18,33 +22,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "tanh": nn.Tanh,
 }
-
-
 OUTPUTS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "sigmoid": nn.Sigmoid}
-
-
-IMAGE = (1, 28, 28)
-
-
-PIXELS = 784
-
-
-def mlp(widths: Sequence[int], activation: str) -> nn.Sequential:
-    """Linear layers of these widths, the activation between them and none after the last."""
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers[:-1])
-
-
-def soft_clamp(value: Tensor, bounds: tuple[float, float] | None) -> Tensor:
-    """The value kept between (low, high): the identity well inside, with a gradient everywhere.
-    None leaves it."""
-    if bounds is None:
-        return value
-    low, high = bounds
-    value = high - F.softplus(high - value)
-    return low + F.softplus(value - low)
 
 
 class Encoder(nn.Module):
@@ -60,23 +38,23 @@ class Encoder(nn.Module):
         hidden: Sequence[int] = (),
         activation: str = "relu",
         log_sd_range: tuple[float, float] | None = None,
+        image_shape: Sequence[int] = MNIST_SHAPE,
     ) -> None:
         super().__init__()
-        self.layers = mlp([PIXELS, *hidden, 2 * latent_dim], activation)
+        self.layers = mlp([math.prod(image_shape), *hidden, 2 * latent_dim], activation)
         self.log_sd_range = log_sd_range
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_sd = self.layers(x.flatten(1)).chunk(2, dim=-1)
+        mean, log_sd = self.layers(x.flatten(1)).chunk(2, dim=-1)  # [B, m] each
         return mean, self.bounded(log_sd)
 
     def bounded(self, log_sd: Tensor) -> Tensor:
-        """log sd within `log_sd_range`, softly."""
+        """Log sd within `log_sd_range`, softly."""
         return soft_clamp(log_sd, self.log_sd_range)
 
 
 class Decoder(nn.Module):
-    """Fully connected decoder. A sigmoid output keeps the mean image in [0, 1], a linear one does
-    not."""
+    """Fully connected decoder; a sigmoid output keeps the mean image in [0, 1]."""
 
     def __init__(
         self,
@@ -84,10 +62,32 @@ class Decoder(nn.Module):
         hidden: Sequence[int] = (),
         activation: str = "relu",
         output: str = "linear",
+        image_shape: Sequence[int] = MNIST_SHAPE,
     ) -> None:
         super().__init__()
-        self.layers = mlp([latent_dim, *hidden, PIXELS], activation)
+        self.layers = mlp([latent_dim, *hidden, math.prod(image_shape)], activation)
         self.output = OUTPUTS[output]()
+        self.image_shape = tuple(image_shape)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.output(self.layers(z)).unflatten(1, IMAGE)
+        return self.output(self.layers(z)).unflatten(1, self.image_shape)  # [B, C, H, W]
+
+
+def mlp(widths: Sequence[int], activation: str) -> nn.Sequential:
+    """Linear layers of these widths, the activation between them and none after the last."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def soft_clamp(value: Tensor, bounds: tuple[float, float] | None) -> Tensor:
+    """Keep the value between (low, high): the identity well inside, with a gradient everywhere.
+
+    None leaves it as it is.
+    """
+    if bounds is None:
+        return value
+    low, high = bounds
+    value = high - F.softplus(high - value)
+    return low + F.softplus(value - low)

@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from vae.models.networks import IMAGE
 from vae.models.vae import VAE
 from vae.runs.errors import UserError, first_line, resolved
 from vae.runs.folder import Run, divergence_problem, load_run
@@ -35,8 +34,8 @@ class Encode(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).cpu()
         self.model.decoder = None  # type: ignore[assignment]  # its weights have no place in the encoder's file
-        self.example = torch.rand(2, *IMAGE, generator=torch.Generator().manual_seed(0))
-        self.other = torch.rand(5, *IMAGE, generator=torch.Generator().manual_seed(1))
+        self.example = torch.rand(2, *model.image_shape, generator=torch.Generator().manual_seed(0))
+        self.other = torch.rand(5, *model.image_shape, generator=torch.Generator().manual_seed(1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         posterior = self.model.encode(images)

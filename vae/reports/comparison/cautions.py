@@ -8,7 +8,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vae.models.elbo import upper_bound
-from vae.models.networks import PIXELS
 from vae.reports.comparison.measure import Compared
 from vae.reports.comparison.selection import LEARNT, STEPS
 from vae.reports.comparison.sentences import grouped, name_runs, number
@@ -36,7 +35,8 @@ def differing(compared: Sequence[Compared]) -> list[str]:
     found = []
     if len(sigmas) > 1:
         caps = ", ".join(
-            f"{upper_bound(PIXELS, sigma):.1f} at {sigma:.4g}" for sigma in sorted(sigmas)
+            f"{upper_bound(math.prod(compared[0].run.model.image_shape), sigma):.1f} at {sigma:.4g}"
+            for sigma in sorted(sigmas)
         )
         found.append(
             f"sigma differs: no ELBO can exceed {caps}, so a difference says as much about sigma as about the networks."

@@ -30,7 +30,6 @@ from vae.analysis.sample_quality import (
     neighbours,
 )
 from vae.data.datamodule import ImageDataModule
-from vae.models.networks import PIXELS
 from vae.models.vae import VAE
 from vae.runs.errors import UserError, resolved
 from vae.runs.folder import Run, divergence_problem, load_data, load_run
@@ -212,7 +211,7 @@ def bits_per_dimension(figures: Figures) -> Figures:
     −log₂ p(x) / D + 8 (Theis et al. 2016, arXiv:1511.01844, section 3.1).
     """
     keys = [key for key in figures if re.fullmatch(r"test/elbo|(exact|ais)/log_p|iwae/K=\d+", key)]
-    return {f"bits/{key}": 8 - figures[key] / (PIXELS * math.log(2)) for key in keys}
+    return {f"bits/{key}": 8 - figures[key] / (784 * math.log(2)) for key in keys}
 
 
 def paired(values: Values, others: Values) -> Figures:
