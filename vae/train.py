@@ -10,11 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from vae import config_folder
 from vae.multirun import job
 from vae.runs.errors import UserError, report_errors
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")
 @report_errors
 def main(config: DictConfig) -> float:
     """Returns the validation ELBO of the kept checkpoint, for a sweeper to maximise."""
@@ -145,11 +146,7 @@ def resumed(arguments: list[str]) -> list[str]:
 @report_errors
 def refuse_no_choice(arguments: list[str]) -> None:
     """Hydra would answer logger=null with a traceback."""
-    groups = {
-        f"{path.name}=null"
-        for path in (Path(__file__).parents[1] / "conf").iterdir()
-        if path.is_dir()
-    }
+    groups = {f"{path.name}=null" for path in Path(config_folder()).iterdir() if path.is_dir()}
     if found := groups & {*arguments}:
         raise UserError(
             *(
@@ -159,7 +156,12 @@ def refuse_no_choice(arguments: list[str]) -> None:
         )
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command, as `python -m vae.train` and as the console script `vae-train`."""
     sys.argv[1:] = resumed(sys.argv[1:])
     refuse_no_choice(sys.argv[1:])
     main()
+
+
+if __name__ == "__main__":
+    cli()
