@@ -50,6 +50,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     from vae.theory.ppca import best_linear
     from vae.training import loggers
     from vae.training.checkpoints import AtomicCheckpointIO, BestAndLast
+    from vae.training.history import History
     from vae.training.module import LitVAE
     from vae.training.progress import silence_lightning
     from vae.training.shutdown import SignalHandler
@@ -78,7 +79,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         logger = build("logger", **loggers.arguments(build.config, folder, resume))
     dashboard = loggers.FaultTolerantLogger(logger, build.config, folder, resume)
     interruption = SignalHandler(folder / runs.LAST, build.config["save_every_n_steps"])
-    callbacks = [*build.each("callbacks"), interruption, BestAndLast(folder)]
+    callbacks = [History(folder), *build.each("callbacks"), interruption, BestAndLast(folder)]
     trainer = build(
         "trainer",
         callbacks=callbacks,
