@@ -8,9 +8,7 @@ from vae.training.module import LitVAE
 from vae.training.resume import ExactResume
 
 
-def run_metrics(
-    trainer: L.Trainer, module: LitVAE, data: ImageDataModule
-) -> dict[str, float]:
+def run_metrics(trainer: L.Trainer, module: LitVAE, data: ImageDataModule) -> dict[str, float]:
     """Parameters, the closed-form optimum on each split, what the callbacks found, times."""
     model, oracle = module.model, module.oracle
     metrics: dict[str, float] = {

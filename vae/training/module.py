@@ -17,7 +17,9 @@ from vae.training.hyperparameters import from_settings, is_settings
 from vae.training.metrics import ELBOMetric, FixedNoise, TrainMetric
 from vae.training.schedules import Schedule, as_schedule, run_length
 
-Settings = dict[str, Any]  # a node with `_target_`, as Hydra instantiates it and checkpoints keep it
+Settings = dict[
+    str, Any
+]  # a node with `_target_`, as Hydra instantiates it and checkpoints keep it
 
 
 class LitVAE(L.LightningModule):
