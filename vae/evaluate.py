@@ -1,17 +1,18 @@
-"""Judge a trained run: python -m vae.evaluate run=<run folder> [against=<run folder>]
-[any.key=value …]"""
+"""Judge trained runs: python -m vae.evaluate run=<run folder> [any.key=value …]
 
-import time
+python -m vae.evaluate runs=[<run folder>,…] or runs=<sweep's folder> judges many, and skips those
+that were judged with these settings.
+"""
+
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 
-from vae import config_folder
-from vae.runs.errors import RunError, report_errors
+from vae.runs.errors import RunError, UserError, report_errors
 
 
-@hydra.main(version_base="1.3", config_path=config_folder(), config_name="evaluate")
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 @report_errors
 def main(config: DictConfig) -> None:
     evaluate(config)
@@ -19,69 +20,67 @@ def main(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
     """Metrics of a run, written to its `evaluation.json` once all of them are there, and shown as a
-    table.
+    table; for `runs` a dictionary of them by folder.
 
-    Raises UserError with every problem of the settings and the run folder at once, RunError where
-    the data cannot be had or the file not be written.
+    Raises UserError with every problem of the settings and the run folders at once, RunError where
+    the data cannot be had or a file not be written.
     """
     # Heavy imports wait until a run starts, so that --help answers at once.
-    from vae.reports.chain import chains
-    from vae.reports.latents import collapse
-    from vae.reports.likelihood import bits_per_dimension, likelihoods
-    from vae.reports.load import load_and_validate
-    from vae.reports.metrics import means, paired
-    from vae.reports.samples import load_classifier, samples
-    from vae.reports.table import table
-    from vae.runs import files
+    from vae.reports.evaluation.load import load_and_validate
+    from vae.reports.evaluation.measure import Evaluator
+    from vae.reports.evaluation.table import table
 
-    started = time.perf_counter()
-    settings, run, other, data = load_and_validate(config)
-    model, images = run.model, data.images("test")
-    metrics: dict[str, Any] = {
-        "run": str(run.folder),
-        "model": model.name,
-        "data": run.config.data.get("name"),
-    }
-    metrics |= {
-        "latent_dim": model.latent_dim,
-        "likelihood": model.likelihood.label,
-        "seed": settings["seed"],
-    }
+    job = load_and_validate(config)
+    evaluator = Evaluator(job.settings, job.against)
+    if job.settings["run"] is not None:
+        metrics = evaluator.evaluate(job.folders[0])
+        print(table(metrics))
+        print(f"written to {write(job.folders[0], metrics)}")
+        return metrics
+    return evaluate_many(job, evaluator)
 
-    # 1. How likely are the test images? One value an image, so that two runs compare image by
-    # image.
-    values, found = likelihoods(model, images, settings)
-    metrics |= means(values) | found
-    if data.kind == "dequantised" and model.likelihood.density:
-        metrics |= bits_per_dimension(metrics, images[0].numel())
-    if other is not None:
-        metrics["against"] = str(other.folder)
-        metrics |= paired(values, likelihoods(other.model, images, settings)[0])
-    metrics["time/likelihood_seconds"] = time.perf_counter() - started
 
-    # 2. Which latents carry something?
-    metrics |= collapse(model, data, settings)
+def evaluate_many(job: Any, evaluator: Any) -> dict[str, dict[str, Any]]:
+    """Each run in turn, a line each; what is done stays done when the command is stopped."""
+    from vae.reports.evaluation.load import done
+    from vae.reports.evaluation.table import line, many_table
 
-    # 3. Where does the chain go, and how good are prior samples? Both through a classifier's eyes.
-    if settings["chain"]["chains"] or settings["samples"]["n"]:
-        classifier, found = load_classifier(data, settings, model.device)
-        metrics |= found
-        if settings["chain"]["chains"]:
-            metrics |= chains(model, classifier, settings)
-        if settings["samples"]["n"]:
-            metrics |= samples(model, classifier, data, settings)
+    for problem in job.left_out:
+        print(f"left out: {problem}")
+    found, failed = {}, []
+    for i, folder in enumerate(job.folders, 1):
+        place = f"[{i}/{len(job.folders)}] {folder}"
+        metrics = done(folder, job.settings)
+        if metrics:
+            print(f"{place}: done before, {line(metrics)}", flush=True)
+        else:
+            try:
+                metrics = evaluator.evaluate(folder)
+                write(folder, metrics)
+            except (UserError, RunError) as error:
+                failed.append(f"{folder}: {error}")
+                print(f"{place}: failed, {error}", flush=True)
+                continue
+            print(f"{place}: {line(metrics)}", flush=True)
+        found[str(folder)] = metrics
+    print(many_table(found))
+    if failed:
+        raise RunError(f"{len(failed)} of {len(job.folders)} failed: {'; '.join(failed)}")
+    return found
 
-    metrics["time/seconds"] = time.perf_counter() - started
-    print(table(metrics))
-    path = run.folder / "evaluation.json"
+
+def write(folder: Any, metrics: dict[str, Any]) -> Any:
+    """evaluation.json, atomically; RunError where it cannot be written."""
+    from vae.runs.files import write_json
+
+    path = folder / "evaluation.json"
     try:
-        files.write_json(path, metrics)
+        write_json(path, metrics)
     except OSError as error:
         raise RunError(
             f"{path} cannot be written ({error.strerror}); the metrics are those above"
         ) from error
-    print(f"written to {path}")
-    return metrics
+    return path
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every estimator of log p(x) against a linear pair, where the answer is known exactly."""
+"""Every estimator of log p(x) against a linear model, where the answer is known exactly."""
 
 import math
 
@@ -7,9 +7,10 @@ import torch
 from conftest import at_optimum
 from torch import nn
 
-from vae.analysis.ais import ais
+from vae.analysis.ais import ais, bidirectional
 from vae.analysis.bounds import Estimate, elbo_terms, importance_bounds, iwae, log_weights
-from vae.data.sources import SOURCES, read_idx
+from vae.analysis.predictive_check import draw_images
+from vae.data.datamodule import ImageDataModule
 from vae.models.networks import Decoder, Encoder
 from vae.models.vae import VAE
 from vae.theory.linear import affine_weights, linear_elbo, linear_log_likelihood
@@ -17,13 +18,9 @@ from vae.theory.ppca import PPCA, Spectrum
 
 
 @pytest.fixture(scope="module")
-def digits() -> torch.Tensor:
+def digits(digits: ImageDataModule) -> torch.Tensor:
     """300 real digits, [300, 1, 28, 28] in [0, 1]."""
-    from pathlib import Path
-
-    return (
-        read_idx(SOURCES["digits"].files(Path("tests"), train=False)[0]).unsqueeze(1).float() / 255
-    )
+    return digits.images("test")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def optimum(digits: torch.Tensor) -> VAE:
 
 @pytest.fixture(scope="module")
 def trained(digits: torch.Tensor) -> VAE:
-    """A linear pair after some steps of Adam from the optimum disturbed: close to it, its encoder not exact."""
+    """A linear model after some steps of Adam from the optimum disturbed: its encoder not exact."""
     model = at_optimum(digits, m=4, sigma=0.5).requires_grad_(True)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -182,7 +179,7 @@ def test_ais_tells_where_its_path_is_too_short(trained, digits):
     assert found.ess.mean() < 8
 
 
-def test_ais_of_a_non_linear_pair_agrees_with_quadrature():
+def test_ais_of_a_non_linear_model_agrees_with_quadrature():
     """One latent, so that p(x) is an integral over a grid."""
     torch.manual_seed(0)
     model = VAE(Encoder(1, [8]), Decoder(1, [8], "tanh", "sigmoid"), 1, 0.5).requires_grad_(False)
@@ -207,6 +204,24 @@ def test_ais_of_a_non_linear_pair_agrees_with_quadrature():
     error = found.se.square().sum().sqrt().item() / len(x)
     assert error < 0.05
     assert abs((found.log_p - exact).mean().item()) < 3 * error
+
+
+@pytest.mark.parametrize("start", ["prior", "posterior"])
+def test_both_sides_enclose_the_exact_answer(trained, start):
+    """Bidirectional Monte Carlo on images of the linear model; a short path leaves a wide gap."""
+    x, z = draw_images(trained, 40, torch.Generator().manual_seed(2))
+    exact = linear_log_likelihood(affine_weights(trained), x)
+    gaps = []
+    for distributions in (5, 100):
+        found = bidirectional(
+            trained, x, z, 8, distributions, start=start, generator=torch.Generator().manual_seed(0)
+        )
+        below, above = exact - found.lower, found.upper - exact
+        for side in (below, above):  # bounds in expectation
+            assert side.mean() > -3 * side.std() / 40**0.5
+        gaps.append((found.upper - found.lower).mean().item())
+    assert gaps[1] < 0.4
+    assert gaps[0] > 8 * gaps[1]
 
 
 def test_elbo_terms_average_over_samples(trained, digits):

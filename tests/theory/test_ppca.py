@@ -9,7 +9,7 @@ from conftest import build_model, set_linear, settings
 from vae.data.batches import as_images
 from vae.data.datamodule import ImageDataModule
 from vae.theory.linear import affine_weights
-from vae.theory.ppca import PPCA, Spectrum
+from vae.theory.ppca import PPCA, Spectrum, rate_distortion
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_spectrum_of_bytes_is_exact_whatever_they_are():
 def test_elbo_at_the_optimal_weights(
     digits: ImageDataModule, spectrum: Spectrum, latent_dim: int, sigma: float
 ):
-    """The pair's own ELBO, its noise integrated out exactly, equals the closed form on train and on test."""
+    """The ELBO, its noise integrated out exactly, equals the closed form on train and on test."""
     oracle = PPCA(spectrum, latent_dim, sigma)
     model = set_linear(
         build_model(f"model.latent_dim={latent_dim}", f"model.sigma={sigma}"), oracle.weights()
@@ -94,7 +94,7 @@ def test_no_other_weights_are_better(digits: ImageDataModule, spectrum: Spectrum
 
 
 def test_training_reaches_the_oracle(digits: ImageDataModule, spectrum: Spectrum):
-    """Plain gradient steps on the pair's ELBO end within 0.5 nats of the optimum, and never above it."""
+    """Plain gradient steps on the ELBO end within 0.5 nats of the optimum, never above it."""
     oracle = PPCA(spectrum, 4, 0.25)
     model = build_model("model.latent_dim=4")
     x = digits.images("train", 400)
@@ -156,3 +156,20 @@ def test_settings_of_the_reference():
         0.001,
         128,
     )
+
+
+def test_rate_and_distortion_make_up_the_elbo(spectrum: Spectrum):
+    """E log p(x|z) of the mean squared error, less the KL, is the ELBO, at every sigma."""
+    sigmas = [0.1, 0.25, 0.5, 1.0]
+    points = rate_distortion(spectrum, 8, sigmas)
+    assert [sigma for sigma, _, _ in points] == sigmas
+    for sigma, rate, distortion in points:
+        log_likelihood = -392 * math.log(2 * math.pi * sigma**2) - distortion / (2 * sigma**2)
+        expected = PPCA(spectrum, 8, sigma).train_elbo
+        assert log_likelihood - rate == pytest.approx(expected, abs=1e-6)
+    rates, distortions = [[point[i] for point in points] for i in (1, 2)]
+    assert rates == sorted(rates, reverse=True)
+    assert distortions == sorted(distortions)
+    # dD/dR = −2 s²: the slope of the curve is the trade-off that sigma sets
+    (_, r0, d0), (_, r1, d1) = rate_distortion(spectrum, 8, [0.2499, 0.2501])
+    assert (d1 - d0) / (r1 - r0) == pytest.approx(-2 * 0.25**2, rel=1e-3)

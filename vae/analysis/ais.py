@@ -1,15 +1,23 @@
-"""Annealed importance sampling of log p(x) (Neal 2001; for decoders Wu et al. 2017,
-arXiv:1611.04273).
+"""Annealed importance sampling of log p(x) (Neal 2001), forwards and backwards.
+
+Forwards it is a lower bound in expectation (for decoders Wu et al. 2017, arXiv:1611.04273).
+Backwards from an exact sample of the posterior, which the latent is that an image was drawn from,
+it is an upper bound; both together are bidirectional Monte Carlo (Grosse et al. 2015,
+arXiv:1511.02543).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vae.analysis.bounds import importance_bounds, log_ratio
+from vae.analysis.bounds import Proposal, importance_bounds, log_ratio
 from vae.models.vae import VAE
+
+PILOT_CHAINS = 2  # of each image, to adapt the step sizes
+ACCEPTANCE = 0.65  # what they adapt to (Beskos et al. 2013; Wu et al. 2017)
 
 
 class Annealed(NamedTuple):
@@ -21,6 +29,132 @@ class Annealed(NamedTuple):
     acceptance: float  # mean over images, chains and steps
 
 
+class Bidirectional(NamedTuple):
+    """A lower and an upper bound on log p(x) in expectation, image by image, of images drawn from
+    the model."""
+
+    lower: Tensor  # [B], nats
+    upper: Tensor  # [B]
+    acceptance: float  # of the chains forwards
+
+
+class State(NamedTuple):
+    """Where the chains are: z = proposal.place(u), its log p(x, z) − log q(z), and that ratio's
+    gradient."""
+
+    u: Tensor  # [B, C, m]
+    ratio: Tensor  # [B, C]
+    gradient: Tensor  # [B, C, m]
+
+
+class Path:
+    """The geometric path from a Gaussian q(z) to p(x, z): log N(u; 0, I) + beta · log_ratio(u).
+
+    Raises nothing: a chain whose state is not finite rejects every move.
+    """
+
+    def __init__(
+        self,
+        model: VAE,
+        images: Tensor,
+        proposal: Proposal,
+        distributions: int,
+        leapfrog: int,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.model, self.images, self.proposal = model, images, proposal
+        self.leapfrog, self.generator = leapfrog, generator
+        # Each distribution as much narrower than the one before, from where q still rules.
+        rise = 5 * torch.linspace(0, 1, distributions + 1, dtype=torch.float64)
+        self.betas = (rise.expm1() / rise[-1].expm1()).tolist()  # 0 = betas[0] < … < betas[-1] = 1
+
+    def at(self, u: Tensor) -> State:
+        """The state at u [B, C, m]."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            ratio = log_ratio(self.model, self.images, u, self.proposal)
+            (gradient,) = torch.autograd.grad(ratio.sum(), u)
+        return State(u.detach(), ratio.detach(), gradient)
+
+    def transition(self, state: State, beta: float, step: Tensor) -> tuple[State, Tensor]:
+        """One Hamiltonian transition that leaves the distribution at `beta` invariant, and is
+        reversible.
+
+        `step` [B] is the leapfrog's step size. Also gives the mean probability of acceptance of
+        each image's chains, [B] (Neal 2011, arXiv:1206.1901).
+        """
+        shape, device = state.ratio.shape, state.u.device
+        # 1. A momentum, and a step size of its own for each chain: else a latent may swing back to
+        # its start
+        jitter = 0.7 + 0.6 * torch.rand(shape, generator=self.generator, device=device)
+        h = (step[:, None] * jitter)[..., None]  # [B, C, 1]
+        momentum = torch.randn(state.u.shape, generator=self.generator, device=device)
+        energy = 0.5 * (state.u.square() + momentum.square()).sum(-1) - beta * state.ratio
+        # 2. Leapfrog steps
+        new, p = state, momentum
+        for _ in range(self.leapfrog):
+            p = p + 0.5 * h * (beta * new.gradient - new.u)
+            new = self.at(new.u + h * p)
+            p = p + 0.5 * h * (beta * new.gradient - new.u)
+        # 3. Metropolis: accept or stay
+        new_energy = 0.5 * (new.u.square() + p.square()).sum(-1) - beta * new.ratio
+        probability = (energy - new_energy).clamp(max=0).exp().nan_to_num(0.0)
+        accept = torch.rand(shape, generator=self.generator, device=device) < probability
+        u = torch.where(accept[..., None], new.u, state.u)
+        gradient = torch.where(accept[..., None], new.gradient, state.gradient)
+        ratio = torch.where(accept, new.ratio, state.ratio)
+        return State(u, ratio, gradient), probability.mean(1)
+
+    def adapt(self) -> Tensor:
+        """Step sizes [distributions, B] at which a few chains accept 0.65 of their moves.
+
+        The chains that count keep them fixed: a step that depended on a chain's own past would bias
+        its weight.
+        """
+        state = self.at(self.proposal.noise(PILOT_CHAINS, self.generator))
+        first = state.u.shape[-1] ** -0.25
+        step = torch.full((len(self.images),), first, device=state.u.device)
+        steps = []
+        for beta in self.betas[1:]:
+            steps.append(step)
+            state, rate = self.transition(state, beta, step)
+            step = step * (0.2 * (rate - ACCEPTANCE)).exp()
+        return torch.stack(steps)
+
+    def forwards(self, u: Tensor, steps: Tensor, moves: Iterable[int]) -> tuple[Tensor, float]:
+        """Log weights Σ (beta_t − beta_{t−1}) log_ratio(u_{t−1}) of chains from u [B, C, m] ~ N(0,
+        I), [B, C].
+
+        Also the mean acceptance. `moves` counts the distributions from 1.
+        """
+        state, accepted = self.at(u), 0.0
+        log_weight = torch.zeros(state.ratio.shape, dtype=torch.float64)
+        for t in moves:
+            log_weight += (self.betas[t] - self.betas[t - 1]) * state.ratio.cpu().double()
+            state, rate = self.transition(state, self.betas[t], steps[t - 1])
+            accepted += rate.mean().item()
+        return log_weight, accepted / len(steps)
+
+    def backwards(self, u: Tensor, steps: Tensor, moves: Iterable[int]) -> Tensor:
+        """The same log weights of chains that start in u [B, C, m] ~ p(z|x) and run from the last
+        distribution to the first, [B, C] (Grosse et al. 2015, section 3)."""
+        state = self.at(u)
+        log_weight = torch.zeros(state.ratio.shape, dtype=torch.float64)
+        for t in moves:
+            state, _ = self.transition(state, self.betas[t], steps[t - 1])
+            log_weight += (self.betas[t] - self.betas[t - 1]) * state.ratio.cpu().double()
+        return log_weight
+
+
+def starting_law(model: VAE, images: Tensor, start: str) -> Proposal:
+    """q(z|x) of the encoder for start="posterior", N(0, I) for start="prior"."""
+    with torch.no_grad():
+        q = Proposal.of(model.encode(images))
+    if start == "posterior":
+        return q
+    return Proposal(torch.zeros_like(q.loc), torch.ones_like(q.scale))
+
+
 def ais(
     model: VAE,
     images: Tensor,
@@ -29,81 +163,53 @@ def ais(
     leapfrog: int = 10,
     start: str = "posterior",
     generator: torch.Generator | None = None,
-    pilot_chains: int = 2,
     progress: Callable[[Any], Any] = iter,
+    proposal: Proposal | None = None,
 ) -> Annealed:
-    """Annealed importance sampling of log p(x) for images [B, 1, 28, 28]; B·C latents move at once.
+    """Annealed importance sampling of log p(x) for images [B, C, H, W]; B·chains latents move at
+    once.
 
-    From a Gaussian N(loc, scale²) (q(z|x), or the prior with start="prior") over `distributions`
+    From a Gaussian (q(z|x), the prior with start="prior", or `proposal`) over `distributions`
     geometric steps to p(x, z), each followed by one Hamiltonian transition of `leapfrog` steps.
-    With z = loc + scale u the path is log N(u; 0, I) + beta · log_ratio(u), and the log weight Σ
-    (beta_t − beta_{t−1}) log_ratio(u_{t−1}). A pilot run of a few chains adapts the step size of
-    each image to an acceptance of 0.65; the run that counts keeps those steps fixed, as a step that
-    depends on the chain's own past would bias the weights.
     """
-    q = None
-    if start == "posterior":
-        with torch.no_grad():
-            q = model.encode(images)
-    # Each distribution as much narrower than the one before, from where the prior still rules.
-    rise = 5 * torch.linspace(0, 1, distributions + 1, dtype=torch.float64)
-    betas = (rise.expm1() / rise[-1].expm1()).tolist()
-
-    def anneal(C: int, steps: Tensor | None, moves: Any) -> tuple[Tensor, Tensor, float]:
-        """Log weights [B, C], step sizes [distributions, B] and mean acceptance; adapts where no
-        steps are given."""
-        x = images.repeat_interleave(C, dim=0)  # [B·C, 1, 28, 28]
-        loc: Tensor | float = 0.0 if q is None else q.loc.repeat_interleave(C, dim=0)
-        scale: Tensor | float = 1.0 if q is None else q.scale.repeat_interleave(C, dim=0)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, device=images.device)
-
-        def ratio_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                u = u.detach().requires_grad_()
-                ratio = log_ratio(model, x, u, loc, scale)
-                (gradient,) = torch.autograd.grad(ratio.sum(), u)
-            return ratio.detach(), gradient
-
-        u = normal(len(x), model.latent_dim)
-        ratio, gradient = ratio_and_gradient(u)
-        log_weight = torch.zeros(len(x), dtype=torch.float64)
-        step = torch.full((len(images),), 1 / model.latent_dim**0.25, device=images.device)
-        used, accepted = [], 0.0
-        for t in moves:
-            log_weight += (betas[t] - betas[t - 1]) * ratio.cpu().double()
-            beta = betas[t]
-            if steps is not None:
-                step = steps[t - 1]
-            used.append(step)
-            jitter = 0.7 + 0.6 * torch.rand(len(x), generator=generator, device=images.device)
-            h = (step.repeat_interleave(C) * jitter)[
-                :, None
-            ]  # [B·C, 1]; else a latent may swing back to its start
-            momentum = normal(*u.shape)
-            energy = 0.5 * (u.square() + momentum.square()).sum(1) - beta * ratio
-            new_u, new_ratio, new_gradient, p = u, ratio, gradient, momentum
-            for _ in range(leapfrog):
-                p = p + 0.5 * h * (beta * new_gradient - new_u)
-                new_u = new_u + h * p
-                new_ratio, new_gradient = ratio_and_gradient(new_u)
-                p = p + 0.5 * h * (beta * new_gradient - new_u)
-            new_energy = 0.5 * (new_u.square() + p.square()).sum(1) - beta * new_ratio
-            probability = (energy - new_energy).clamp(max=0).exp().nan_to_num(0.0)
-            accept = torch.rand(len(x), generator=generator, device=images.device) < probability
-            u = torch.where(accept[:, None], new_u, u)
-            ratio = torch.where(accept, new_ratio, ratio)
-            gradient = torch.where(accept[:, None], new_gradient, gradient)
-            rate = probability.view(-1, C).mean(1)
-            step = step * (0.2 * (rate - 0.65)).exp()
-            accepted += rate.mean().item()
-        return log_weight.view(-1, C), torch.stack(used), accepted / distributions
-
-    moves = range(1, distributions + 1)
-    _, steps, _ = anneal(pilot_chains, None, moves)
-    log_w, _, acceptance = anneal(chains, steps, progress(moves))
+    proposal = starting_law(model, images, start) if proposal is None else proposal
+    path = Path(model, images, proposal, distributions, leapfrog, generator)
+    steps = path.adapt()
+    moves = progress(range(1, distributions + 1))
+    log_w, acceptance = path.forwards(proposal.noise(chains, generator), steps, moves)
     bound = importance_bounds(log_w, [chains])[chains]
     weights = log_w.softmax(1)
     se = (weights - 1 / chains).square().sum(1).mul(chains / max(chains - 1, 1)).sqrt()
     return Annealed(bound.bound, se, bound.ess, acceptance)
+
+
+def bidirectional(
+    model: VAE,
+    images: Tensor,
+    z: Tensor,
+    chains: int = 16,
+    distributions: int = 500,
+    leapfrog: int = 10,
+    start: str = "posterior",
+    generator: torch.Generator | None = None,
+    progress: Callable[[Any], Any] = iter,
+) -> Bidirectional:
+    """Bounds on log p(x) from both sides for images [B, C, H, W] that were drawn from p(x|z), z [B,
+    m] ~ N(0, I).
+
+    lower = log (1/C) Σ_c w_c forwards; upper = −log (1/C) Σ_c 1/w_c backwards, all C chains from
+    the true z, which is an exact sample of the posterior (Grosse et al. 2015, section 3.1; their
+    caveat holds: of other images, as of a test set, there is no such sample).
+    """
+    law = starting_law(model, images, start)
+    path = Path(model, images, law, distributions, leapfrog, generator)
+    steps = path.adapt()
+    u = law.noise_at(z[:, None].expand(-1, chains, -1))
+    moves = progress([*range(1, distributions + 1), *range(distributions, 0, -1)])
+    moves = iter(moves)
+    up = (next(moves) for _ in range(distributions))
+    forwards, acceptance = path.forwards(law.noise(chains, generator), steps, up)
+    backwards = path.backwards(u, steps, moves)
+    log_C = math.log(chains)
+    lower, upper = forwards.logsumexp(1) - log_C, log_C - (-backwards).logsumexp(1)
+    return Bidirectional(lower, upper, acceptance)

@@ -1,19 +1,17 @@
-"""How likely are the images? The exact log p(x) of a linear pair, and two lower bounds for any
-pair.
+"""Lower bounds on log p(x) by importance sampling, for any model, in nats per image.
 
-Everything in nats per image. For a linear decoder p(x) is a Gaussian (Tipping & Bishop 1999). For
-any other there are the importance-weighted bound (Burda et al. 2016, arXiv:1509.00519) and annealed
-importance sampling (Neal 2001; for decoders Wu et al. 2017, arXiv:1611.04273). Both are bounds in
-expectation, ELBO ≤ L_K ≤ log p(x), and both equal log p(x) where q is the exact posterior. D
-pixels, m latents, B images, K samples, C chains.
+The importance-weighted bound (Burda et al. 2016, arXiv:1509.00519) is one in expectation: ELBO =
+L_1 ≤ L_K ≤ log p(x), with equality where the proposal is the exact posterior. D dimensions of an
+image, m latents, B images, K samples.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from vae.models.elbo import ELBOTerms, log_prior_ratio
 from vae.models.vae import VAE
@@ -29,37 +27,121 @@ class Estimate(NamedTuple):
     def of(cls, values: Tensor) -> "Estimate":
         """Of one value an image, [N]; the error is NaN for a single image."""
         values = values.cpu().double()
-        return cls(values.mean().item(), (values.std() / math.sqrt(len(values))).item())
+        se = values.std() / math.sqrt(len(values)) if len(values) > 1 else torch.tensor(math.nan)
+        return cls(values.mean().item(), se.item())
+
+
+class ControlVariate(NamedTuple):
+    """A mean over all images from an estimate on some of them."""
+
+    mean: float
+    se: float  # over images, as if all N had been drawn afresh
+    subset_se: float  # the part of it that comes from estimating on n of the N images alone
+
+
+def control_variate(elbo: Tensor, *levels: tuple[Tensor, Tensor]) -> ControlVariate:
+    """Mean over N images of an estimate known for some, with cheaper estimates as control variates.
+
+    mean(elbo) + Σ_l mean(fine_l − coarse_l): `elbo` [N] is of all images, each level a pair (coarse
+    [n_l], fine [n_l]) of the first n_l images of one random order, N ≥ n_1 ≥ n_2 …, where `coarse`
+    estimates what the level before does: the ELBO at first (Owen 2013, Monte Carlo theory, methods
+    and examples, section 8.9; Giles 2008 for several levels). Two means over nested subsets have
+    the covariance of one image's values over the larger subset's size.
+    """
+    whole = elbo.cpu().double()
+    some = levels[0][0].cpu().double()  # ELBO in the order of the subsets, maybe of other noise
+    differences = [fine.cpu().double() - coarse.cpu().double() for coarse, fine in levels]
+    mean = (whole.mean() + sum(d.mean() for d in differences)).item()
+    if min(map(len, differences)) < 2:
+        return ControlVariate(mean, math.nan, math.nan)
+    N, total, subset = len(whole), whole.var() / len(whole), whole.new_zeros(())
+    for i, d in enumerate(differences):
+        total += d.var() / len(d) + 2 * covariance(some, d) / N
+        subset += d.var() * (1 / len(d) - 1 / N)
+        for larger in differences[:i]:
+            total += 2 * covariance(larger, d) / len(larger)
+            subset += 2 * covariance(larger, d) * (1 / len(larger) - 1 / N)
+    return ControlVariate(mean, *(v.clamp_min(0).sqrt().item() for v in (total, subset)))
+
+
+def covariance(a: Tensor, b: Tensor) -> Tensor:
+    """Over the images that both [n], [k] have, the first of each."""
+    n = min(len(a), len(b))
+    return torch.cov(torch.stack([a[:n], b[:n]]))[0, 1]
+
+
+class Proposal(NamedTuple):
+    """A Gaussian for each image, z = loc + scale ∘ (factor u) with u ~ N(0, I).
+
+    `factor` is lower triangular with ones on its diagonal; None is the identity: independent
+    latents.
+    """
+
+    loc: Tensor  # [B, m]
+    scale: Tensor  # [B, m]
+    factor: Tensor | None = None  # [B, m, m]
+
+    @classmethod
+    def of(cls, q: Normal) -> "Proposal":
+        """q(z|x) of an encoder."""
+        return cls(q.loc, q.scale)
+
+    def select(self, start: int, stop: int) -> "Proposal":
+        """The proposals of the images from `start` to `stop`."""
+        factor = None if self.factor is None else self.factor[start:stop]
+        return Proposal(self.loc[start:stop], self.scale[start:stop], factor)
+
+    def place(self, u: Tensor) -> Tensor:
+        """z at u, both [B, K, m]."""
+        if self.factor is not None:
+            u = torch.einsum("bij,bkj->bki", self.factor, u)
+        return self.loc[:, None] + self.scale[:, None] * u
+
+    def noise_at(self, z: Tensor) -> Tensor:
+        """The u that gives z, both [B, K, m]."""
+        u = (z - self.loc[:, None]) / self.scale[:, None]
+        if self.factor is None:
+            return u
+        return torch.linalg.solve_triangular(self.factor, u.mT, upper=False, unitriangular=True).mT
+
+    def noise(self, K: int, generator: torch.Generator | None = None) -> Tensor:
+        """K standard normal draws for each image, [B, K, m]."""
+        B, m = self.loc.shape
+        loc = self.loc
+        return torch.randn(B, K, m, generator=generator, dtype=loc.dtype, device=loc.device)
 
 
 @torch.no_grad()
 def elbo_terms(model: VAE, images: Tensor, noise: Tensor) -> ELBOTerms:
-    """The ELBO's terms of images [B, 1, 28, 28], averaged over the latent samples that `noise` [S,
-    B, m] makes."""
-    draws = [model.elbo_terms(images, one)[0] for one in noise]
-    return ELBOTerms(torch.stack([terms.log_likelihood for terms in draws]).mean(0), draws[0].kl)
+    """The ELBO's terms of images [B, C, H, W], averaged over the latent samples that `noise` [S, B,
+    m] makes."""
+    terms = [model.elbo_terms(images, one)[0] for one in noise]
+    return ELBOTerms(torch.stack([t.log_likelihood for t in terms]).mean(0), terms[0].kl)
 
 
-def log_ratio(
-    model: VAE, x: Tensor, u: Tensor, loc: Tensor | float, scale: Tensor | float
-) -> Tensor:
-    """log p(x, z) − log N(z; loc, scale²) at z = loc + scale u, for rows x [n, 1, 28, 28] and u [n,
-    m]; [n]."""
-    z = loc + scale * u
-    log_scale = scale.log().sum(-1) if isinstance(scale, Tensor) else u.shape[-1] * math.log(scale)
-    return model.log_likelihood(x, z) + log_prior_ratio(z, u, log_scale)
+def log_ratio(model: VAE, images: Tensor, u: Tensor, proposal: Proposal) -> Tensor:
+    """log p(x, z) − log q(z) at z = proposal.place(u), [B, K], for images [B, C, H, W], u [B, K, m].
+
+    Decodes B·K latents at once.
+    """
+    z = proposal.place(u)
+    rows = images.repeat_interleave(u.shape[1], dim=0)  # [B·K, C, H, W]
+    likelihood = model.log_likelihood(rows, z.flatten(0, 1)).view(u.shape[:2])
+    return likelihood + log_prior_ratio(z, u, proposal.scale.log().sum(-1)[:, None])
 
 
 @torch.no_grad()
 def log_weights(
-    model: VAE, images: Tensor, K: int, generator: torch.Generator | None = None
+    model: VAE,
+    images: Tensor,
+    K: int,
+    generator: torch.Generator | None = None,
+    proposal: Proposal | None = None,
 ) -> Tensor:
-    """log p(x, z_j)/q(z_j|x), z_j ~ q(z|x), for images [B, 1, 28, 28]; [B, K]. Decodes B·K rows at
-    once."""
-    q = model.encode(images)
-    loc, scale, x = (part.repeat_interleave(K, dim=0) for part in (q.loc, q.scale, images))
-    u = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
-    return log_ratio(model, x, u, loc, scale).view(-1, K)
+    """log p(x, z_j)/q(z_j), z_j ~ q, for images [B, C, H, W]; [B, K]. q is the encoder's without a
+    `proposal`."""
+    proposal = Proposal.of(model.encode(images)) if proposal is None else proposal
+    return log_ratio(model, images, proposal.noise(K, generator), proposal)
 
 
 class Bound(NamedTuple):
@@ -77,9 +159,8 @@ def importance_bounds(log_w: Tensor, Ks: Iterable[int]) -> dict[int, Bound]:
     """
     bounds = {}
     for K in Ks:
-        groups = (
-            log_w[:, : log_w.shape[1] // K * K].double().unflatten(1, (-1, K))
-        )  # [B, groups, K]
+        whole = log_w.shape[1] // K * K
+        groups = log_w[:, :whole].double().unflatten(1, (-1, K))  # [B, groups, K]
         total = groups.logsumexp(-1)
         ess = (2 * total - (2 * groups).logsumexp(-1)).exp()
         bounds[K] = Bound((total - math.log(K)).mean(1), ess.mean(1))
@@ -89,19 +170,26 @@ def importance_bounds(log_w: Tensor, Ks: Iterable[int]) -> dict[int, Bound]:
 def iwae(
     model: VAE,
     images: Tensor,
-    Ks: list[int],
+    Ks: Sequence[int],
     generator: torch.Generator | None = None,
     rows: int = 4096,
     progress: Callable[[Any], Any] = iter,
+    proposal: Proposal | None = None,
 ) -> dict[int, Bound]:
-    """L_K of images [B, 1, 28, 28] for every K, decoding at most `rows` latents at once (Burda et
-    al., eq. 8)."""
+    """L_K of images [B, C, H, W] for every K, decoding at most `rows` latents at once (Burda et
+    al., eq. 8).
+
+    Samples come from the encoder's q(z|x), or from a `proposal` for these images.
+    """
     most = max(Ks)
     at_once = min(most, rows)
+    size = max(1, rows // at_once)  # images at once
     parts = []
-    for x in progress(images.split(max(1, rows // at_once))):
+    for start in progress(range(0, len(images), size)):
+        x = images[start : start + size]
+        q = None if proposal is None else proposal.select(start, start + size)
         drawn = [
-            log_weights(model, x, min(at_once, most - done), generator)
+            log_weights(model, x, min(at_once, most - done), generator, q)
             for done in range(0, most, at_once)
         ]
         parts.append(importance_bounds(torch.cat(drawn, dim=1).cpu(), Ks))

@@ -170,7 +170,14 @@ RULES: dict[str, Rule] = {
 
 # The settings of evaluate, all of them.
 EVALUATE_RULES: dict[str, Rule] = {
-    "run": (text, "a run folder, such as outputs/2030-01-31/12-00-00-deep"),
+    "run": (
+        lambda v: v is None or text(v),
+        "a run folder, such as outputs/2030-01-31/12-00-00-deep",
+    ),
+    "runs": (
+        lambda v: v is None or text(v) or (isinstance(v, list) and v != [] and all(map(text, v))),
+        "run folders, such as [outputs/a,outputs/b], or the folder of a sweep",
+    ),
     "against": (lambda v: v is None or text(v), "a second run folder, or null"),
     "seed": integer(0, 2**32 - 1),
     "accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
@@ -187,6 +194,14 @@ EVALUATE_RULES: dict[str, Rule] = {
     "ais.leapfrog": integer(1, 1000),
     "ais.start": one_of("prior", "posterior"),
     "ais.rows": integer(1, 10**6),
+    "gap.images": integer(0, 10**6),
+    "gap.K": integer(2, 10**6),
+    "gap.steps": integer(1, 10**6),
+    "gap.samples": integer(2, 10_000),
+    "bdmc.images": integer(0, 10**6),
+    "bdmc.chains": integer(2, 10_000),
+    "bdmc.distributions": integer(1, 10**6),
+    "ppc.images": integer(0, 10**6),
     "chain.chains": integer(0, 10**6),
     "chain.steps": integer(100, 10**6),
     "samples.n": integer(0, 10**6),
@@ -199,7 +214,7 @@ EVALUATE_RULES: dict[str, Rule] = {
 
 # The settings of export, all of them.
 EXPORT_RULES: dict[str, Rule] = {
-    "run": EVALUATE_RULES["run"],
+    "run": (text, "a run folder, such as outputs/2030-01-31/12-00-00-deep"),
     "out": (lambda v: v is None or text(v), "a folder, or null for export/ in the run's own"),
     "format": one_of("torch", "onnx"),
     "tolerance": number(0, 1, "a number greater than 0 and less than 1"),

@@ -1,12 +1,13 @@
-"""The oracle: with a fixed sigma the best linear pair is probabilistic PCA, in closed form.
+"""The oracle: with a fixed sigma the best linear model is probabilistic PCA.
 
 Tipping & Bishop 1999; for the VAE Lucas et al. 2019, arXiv:1911.02469. No encoder, however rich,
-can lift a linear decoder above it, so a linear pair whose ELBO on the training split exceeds it has
-a bug.
+can lift a linear decoder above it, so a linear model whose ELBO on the training split exceeds it
+has a bug.
 """
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +26,11 @@ class Spectrum:
     eigenvectors: Tensor  # [D, D], one a column
 
     @classmethod
-    def of(cls, images: Tensor, kind: str = "grey") -> "Spectrum":
+    def of(cls, images: Tensor, transform: str = "grey") -> "Spectrum":
         """Of images [N, ...], uint8 in 0…255 or floating point in [0, 1]; memory is bounded.
 
-        `kind` is what the data makes of grey pixels (vae.data): dequantised or binarised anew every
-        time, their mean and covariance over all noise are known from those of the grey ones.
+        `transform` is what the data makes of grey pixels (vae.data): dequantised or binarised with
+        fresh noise, their mean and covariance over all noise are known from those of the grey ones.
         """
         total = torch.zeros(images[0].numel(), dtype=torch.float64)
         second = torch.zeros(len(total), len(total), dtype=torch.float64)
@@ -48,22 +49,22 @@ class Spectrum:
             total, second = total / 255, second / 255**2
         mean = total / len(images)
         covariance = second / len(images) - torch.outer(mean, mean)
-        if kind == "dequantised":  # (255 x + u)/256 with u ~ U[0, 1)
+        if transform == "dequantised":  # (255 x + u)/256 with u ~ U[0, 1)
             mean, covariance = (255 * mean + 0.5) / 256, covariance * (255 / 256) ** 2
             covariance.diagonal().add_(1 / (12 * 256**2))
-        elif kind == "binarised":  # 1 with probability x
+        elif transform == "binarised":  # 1 with probability x
             covariance.diagonal().copy_(mean * (1 - mean))
         eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
         return cls(mean, eigenvalues.flip(0).clamp_min(0), eigenvectors.flip(1))
 
     @classmethod
-    def cached(cls, images: Tensor, kind: str = "grey") -> "Spectrum":
+    def cached(cls, images: Tensor, transform: str = "grey") -> "Spectrum":
         """`of`, computed once for the same images: the jobs of a sweep share it (for MNIST a second
         on one core)."""
-        key = hashlib.sha256(images.cpu().numpy().tobytes() + kind.encode()).digest()
+        key = hashlib.sha256(images.cpu().numpy().tobytes() + transform.encode()).digest()
         if key not in CACHE:
             CACHE.clear()
-            CACHE[key] = cls.of(images, kind)
+            CACHE[key] = cls.of(images, transform)
         return CACHE[key]
 
 
@@ -82,8 +83,8 @@ def flat_chunks(images: Tensor, chunk: int = 4096) -> "list[Tensor] | map[Tensor
 
 @dataclass(frozen=True)
 class PPCA:
-    """The optimum of a linear pair with `latent_dim` latents and this sigma on the data of
-    `spectrum`."""
+    """The optimal linear encoder and decoder with `latent_dim` latents and this sigma on the data
+    of `spectrum`."""
 
     spectrum: Spectrum
     latent_dim: int
@@ -124,6 +125,21 @@ class PPCA:
         return self.spectrum.eigenvalues[0].item() / self.sigma**2
 
     @property
+    def total_kl(self) -> float:
+        """Σ_i KL_i, the mean over the training split: the rate of a rate-distortion curve, nats."""
+        return self.kl.sum().item()
+
+    @property
+    def squared_error(self) -> float:
+        """Mean ‖x − f(z)‖² over the training split with z ~ q: the distortion, r s² + Σ_{i>r} λ_i.
+
+        (Alemi et al. 2018, arXiv:1711.00464, for rate and distortion of a VAE; here of the linear
+        optimum.)
+        """
+        discarded = self.spectrum.eigenvalues[self.rank :].sum().item()
+        return self.rank * self.sigma**2 + discarded
+
+    @property
     def train_elbo(self) -> float:
         """Mean ELBO over the data of the spectrum, nats per image."""
         discarded = self.spectrum.eigenvalues[self.rank :].sum().item()
@@ -140,8 +156,8 @@ class PPCA:
         return -0.5 * (self._constant() + torch.cat(parts))
 
     def weights(self) -> dict[str, Tensor]:
-        """The optimal pair: `V` [m, D], `c` [m], `log_sd` [m] of the encoder, `W` [D, m], `b` [D]
-        of the decoder."""
+        """`V` [m, D], `c` [m], `log_sd` [m] of the optimal encoder, `W` [D, m], `b` [D] of the
+        decoder."""
         D, m, r, s2 = len(self.spectrum.mean), self.latent_dim, self.rank, self.sigma**2
         U, mean = self.spectrum.eigenvectors[:, :r], self.spectrum.mean
         gain = (self.retained - s2).sqrt()
@@ -170,7 +186,26 @@ def best_linear(likelihood: Likelihood, spectrum: Spectrum, latent_dim: int) -> 
         return None
     if not likelihood.learned:
         return PPCA(spectrum, latent_dim, likelihood.sigma)
-    discarded = spectrum.eigenvalues[latent_dim:]
-    if not (len(discarded) and discarded.mean() > 1e-12 * spectrum.eigenvalues[0]):
-        return None  # only rounding errors are left over: as sigma goes to 0 there is no bound
+    if not has_ml_sigma(spectrum, latent_dim):
+        return None
     return PPCA.with_ml_sigma(spectrum, latent_dim)
+
+
+def has_ml_sigma(spectrum: Spectrum, latent_dim: int) -> bool:
+    """Whether there is a best sigma; not where the latents explain the images but for rounding
+    errors, and the ELBO has no bound as sigma goes to 0."""
+    discarded = spectrum.eigenvalues[latent_dim:]
+    return len(discarded) > 0 and bool(discarded.mean() > 1e-12 * spectrum.eigenvalues[0])
+
+
+def rate_distortion(
+    spectrum: Spectrum, latent_dim: int, sigmas: Sequence[float]
+) -> list[tuple[float, float, float]]:
+    """(sigma, total KL in nats, mean squared error) of the linear optimum at each sigma.
+
+    The curve that a sweep over sigma is drawn against. A KL weight beta at a fixed sigma has the
+    optimum of sigma·√beta and weight 1 (divide the objective by beta), so a sweep over beta follows
+    the same curve.
+    """
+    points = [PPCA(spectrum, latent_dim, sigma) for sigma in sigmas]
+    return [(one.sigma, one.total_kl, one.squared_error) for one in points]

@@ -1,59 +1,127 @@
-"""Opens what an evaluation needs: its settings, the run, the run to compare with, the data."""
+"""Opens what an evaluation needs: its settings, the runs, their data; all problems at once."""
 
+import hashlib
+import json
 import os
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from vae.data.datamodule import ImageDataModule
 from vae.reports.evaluation.metrics import Settings
 from vae.runs.errors import UserError, resolved
-from vae.runs.folder import Run, divergence_problem, load_data, load_run
+from vae.runs.files import read_json
+from vae.runs.folder import BEST, Run, divergence_problem, load_data, load_run
 from vae.runs.validation import EVALUATE_RULES, accelerators, problems_of, unavailable_accelerator
 
+# Settings that no metric depends on, beyond rounding: where things lie, what computes them.
+WITHOUT_EFFECT = {"run", "runs", "accelerator", "allow", "data", "classifier.folder"}
 
-def load_and_validate(config: DictConfig) -> tuple[Settings, Run, Run | None, ImageDataModule]:
-    """The settings, the run, the run to compare it with, and their data; UserError tells all
-    problems at once."""
+
+class Job(NamedTuple):
+    """The runs of one call of the command."""
+
+    settings: Settings
+    folders: list[Path]
+    left_out: list[str]  # runs of a sweep's folder that cannot be evaluated, a line each
+    against: Path | None
+
+
+def load_and_validate(config: DictConfig) -> Job:
+    """The settings and the folders of the runs, each opened once to see that it can be evaluated.
+
+    Raises UserError with all problems at once. In a sweep's folder runs that have no checkpoint, or
+    diverged, are left out; a run that is named must be there.
+    """
     settings = resolved(config)
     problems = problems_of(settings, EVALUATE_RULES) + unavailable_accelerator(
         "accelerator", settings["accelerator"]
     )
-    device = accelerators().get(str(settings["accelerator"]), "cpu")
-    runs: dict[str, Run | None] = {"run": None, "against": None}
-    allow = settings["allow"] if isinstance(settings["allow"], list) else []
-    for key in runs:
-        if isinstance(settings[key], str) and settings[key]:
-            try:
-                runs[key] = load_run(settings[key], device=device, allow=tuple(allow))
-            except UserError as error:
-                problems += [f"{key}: {line}" for line in error.problems]
-    run, other = runs["run"], runs["against"]
-    if run is not None and other is not None:
-        seen = [images_of(one) for one in (run, other)]
-        if seen[0] != seen[1]:
-            problems.append(
-                f"against={settings['against']} was trained on {seen[1]}, run={settings['run']} on {seen[0]}"
-            )
-    problems += [
-        f"{key}: {problem}"
-        for key, one in runs.items()
-        if one and (problem := evaluation_problem(one, key == "run"))
-    ]
-    n, k = settings["samples"]["n"], settings["samples"]["k"]
-    if isinstance(n, int) and isinstance(k, int) and 0 < n <= max(k, 3):
-        problems.append(
-            f"samples.n={n} must be more than samples.k={k} and than 3, or 0 to do without"
-        )
-    if problems or run is None:
+    problems += sample_problems(settings["samples"])
+    run, runs = settings["run"], settings["runs"]
+    if run is None and runs is None:
+        problems.append("run=None must be a run folder, such as outputs/2030-01-31/12-00-00-deep")
+    elif run is not None and runs is not None:
+        problems.append("run and runs: give one of them")
+    named = [run] if isinstance(run, str) and run else as_list(runs)
+    folders, left_out = [], []
+    for name in named:
+        inside = runs_of_sweep(Path(name)) if run is None else []
+        for folder in inside or [Path(name)]:
+            found = run_problems(folder, settings, writes=True)
+            if not found:
+                folders.append(folder)
+            elif inside:
+                left_out += found
+            else:
+                problems += [f"{'run' if run else 'runs'}: {problem}" for problem in found]
+    folders = list(dict.fromkeys(folders))
+    if not problems and not folders:
+        problems += left_out or [f"runs={runs}: no runs in it"]
+    against = settings["against"]
+    if isinstance(against, str) and against:
+        found = run_problems(Path(against), settings, writes=False)
+        problems += [f"against: {problem}" for problem in found]
+        problems += [] if found else unlike(folders, Path(against), settings)
+    if problems:
         raise UserError(*problems)
+    return Job(settings, folders, left_out, Path(against) if against else None)
+
+
+def as_list(value: Any) -> list[str]:
+    """A folder or a list of folders."""
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, str) and one]
+
+
+def runs_of_sweep(folder: Path) -> list[Path]:
+    """The runs below a sweep's folder, by name; none where the folder is a run itself."""
+    if (folder / ".hydra" / "config.yaml").is_file():
+        return []
+    return sorted(path.parents[1] for path in folder.glob("**/.hydra/config.yaml"))
+
+
+def sample_problems(samples: dict[str, Any]) -> list[str]:
+    n, k = samples["n"], samples["k"]
+    if isinstance(n, int) and isinstance(k, int) and 0 < n <= max(k, 3):
+        return [f"samples.n={n} must be more than samples.k={k} and than 3, or 0 to do without"]
+    return []
+
+
+def allowed(settings: Settings) -> tuple[str, ...]:
+    return tuple(settings["allow"]) if isinstance(settings["allow"], list) else ()
+
+
+def open_run(folder: Path, settings: Settings) -> Run:
+    """A run on the device of the settings, its weights fixed."""
+    device = accelerators().get(str(settings["accelerator"]), "cpu")
+    run = load_run(folder, device=device, allow=allowed(settings))
+    run.model.requires_grad_(False)
+    return run
+
+
+def run_problems(folder: Path, settings: Settings, writes: bool) -> list[str]:
+    """Why a run cannot be evaluated; better said before the work than after it."""
     try:
-        data = load_data(run.config, settings["data"]["root"], tuple(allow))
+        run = open_run(folder, settings)
     except UserError as error:
-        raise UserError(*(f"run: {run.folder}: {line}" for line in error.problems)) from error
-    for one in (run, other):
-        if one is not None:
-            one.model.requires_grad_(False)
-    return settings, run, other, data
+        return list(error.problems)
+    if problem := divergence_problem(run):
+        return [problem]
+    if writes and not os.access(folder, os.W_OK):
+        return [f"{folder} cannot be written, and evaluation.json goes there; copy the run"]
+    return []
+
+
+def unlike(folders: list[Path], against: Path, settings: Settings) -> list[str]:
+    """Runs on other data than `against`: they have no images in common to pair."""
+    other = images_of(open_run(against, settings))
+    return [
+        f"against={against} was trained on {other}, run={folder} on {seen}"
+        for folder in folders
+        if (seen := images_of(open_run(folder, settings))) != other
+    ]
 
 
 def images_of(run: Run) -> str:
@@ -64,11 +132,38 @@ def images_of(run: Run) -> str:
     return f"{data.get('name')}, {data.get('pixels', 'grey')} pixels, by {kind}"
 
 
-def evaluation_problem(run: Run, written: bool) -> str | None:
-    """Why a run that could be read cannot be evaluated, or None; better said before the work than
-    after it."""
-    if problem := divergence_problem(run):
-        return problem
-    if written and not os.access(run.folder, os.W_OK):
-        return f"{run.folder} cannot be written, and evaluation.json goes there; copy the run elsewhere"
-    return None
+class DataCache:
+    """The data of runs, opened once for all runs that were trained on the same."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.key = ""
+        self.data: ImageDataModule | None = None
+
+    def of(self, run: Run) -> ImageDataModule:
+        """Raises UserError or RunError where the data cannot be had."""
+        key = json.dumps(resolved(run.config)["data"], sort_keys=True, default=str)
+        if self.data is None or key != self.key:
+            try:
+                root, allow = self.settings["data"]["root"], allowed(self.settings)
+                data: ImageDataModule = load_data(run.config, root, allow)
+            except UserError as error:
+                lines = (f"run: {run.folder}: {line}" for line in error.problems)
+                raise UserError(*lines) from error
+            self.key, self.data = key, data
+        return self.data
+
+
+def identity(folder: Path, settings: Settings) -> dict[str, Any]:
+    """What an evaluation belongs to: the settings that its metrics depend on, and the weights."""
+    kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
+    kept["classifier"] = {"epochs": settings["classifier"]["epochs"]}
+    digest = hashlib.sha256((folder / BEST).read_bytes()).hexdigest()
+    return {"settings": json.loads(json.dumps(kept)), "checkpoint": digest}
+
+
+def done(folder: Path, settings: Settings) -> dict[str, Any]:
+    """The metrics of an earlier evaluation of these weights with these settings, or nothing."""
+    found = read_json(folder / "evaluation.json")
+    wanted = identity(folder, settings)
+    return found if all(found.get(key) == value for key, value in wanted.items()) else {}
