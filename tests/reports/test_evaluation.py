@@ -1,4 +1,4 @@
-"""The evaluate command on real run folders of a few hundred digits, and on folders that are none."""
+"""The evaluate command on real run folders of a few hundred digits, and on other folders."""
 
 import json
 import os
@@ -29,10 +29,15 @@ CONF = str(Path("conf").resolve())
 SMALL = [
     "iwae.images=60",
     "iwae.K=[1,10,100]",
+    "gap.images=20",
+    "gap.K=50",
+    "gap.steps=60",
+    "ppc.images=5",
     "chain.chains=30",
     "chain.steps=120",
     "classifier.epochs=2",
 ]
+OFF = ["iwae.images=0", "gap.images=0", "ppc.images=0", "chain.chains=0", "samples.n=0"]
 PICTURES = (
     "elbo_curves",
     "reconstructions",
@@ -78,6 +83,7 @@ def judged(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     """evaluation.json of both, with AIS, the deep one against the baseline."""
     cache = f"classifier.folder={tmp_path_factory.mktemp('classifiers')}"
     more = [*SMALL, cache, "ais.images=20", "ais.distributions=30"]
+    more += ["bdmc.images=6", "bdmc.distributions=40"]
     for name, extra in (("baseline", []), ("deep", [f"against={runs['baseline']}"])):
         evaluate(settings("evaluate", f"run={runs[name]}", "accelerator=cpu", *more, *extra))
     return {name: json.loads((run / "evaluation.json").read_text()) for name, run in runs.items()}
@@ -153,13 +159,123 @@ def test_paired_differences_are_differences_of_the_same_images(judged):
 
 def test_a_run_against_itself_differs_by_nothing(runs, judged, tmp_path):
     run = copy_of(runs["baseline"], tmp_path / "run")
-    off = ["iwae.images=0", "chain.chains=0", "samples.n=0"]
+    off = OFF
     f = evaluate(settings("evaluate", f"run={run}", f"against={runs['baseline']}", *off))
     assert f["against/test/elbo"] == f["against/test/elbo_se"] == f["against/exact/log_p"] == 0
-    assert not any(key.startswith(("iwae/", "chain/", "samples/", "classifier/")) for key in f)
+    off = ("iwae/", "gap/", "bdmc/", "ppc/", "chain/", "samples/", "classifier/")
+    assert not any(key.startswith(off) for key in f)
+    assert f["bound/method"] == "exact"
 
 
-def test_chain_figures_hold_together(judged, near_optimum):
+def test_parts_of_the_gap_make_up_the_whole(judged, near_optimum):
+    for f in (*judged.values(), near_optimum):
+        whole = f["gap/log_p"] - f["gap/elbo"]
+        assert f["gap/approximation"] + f["gap/amortisation"] == pytest.approx(whole, abs=1e-6)
+    f = near_optimum  # exact, of all test images
+    assert f["gap/images"] == 300
+    assert f["gap/log_p"] == pytest.approx(f["exact/log_p"])
+    assert f["gap/approximation"] + f["gap/amortisation"] == pytest.approx(f["exact/gap"])
+    f = judged["deep"]
+    assert f["gap/images"] == 20
+    assert f["gap/log_p"] > f["gap/elbo"]
+    assert 1 < f["gap/ess"] <= 50
+
+
+def test_estimates_on_some_images_become_estimates_for_all(judged, near_optimum):
+    f = near_optimum
+    assert f["bound/log_p"] == pytest.approx(f["exact/log_p"])
+    for name in ("iwae", "ais"):  # subsets of 60 and 20 of 300 images
+        error = 3 * f[f"{name}/log_p_all_subset_se"] + 3 * f["ais/mc_se"]
+        assert f[f"{name}/log_p_all"] == pytest.approx(f["exact/log_p"], abs=error)
+        assert f[f"{name}/log_p_all_se"] < 1.2 * f["exact/log_p_se"]
+    f = judged["deep"]
+    gain = f["iwae/K=100"] - f["iwae/elbo"]  # of the same images
+    assert f["iwae/log_p_all"] - f["test/elbo"] == pytest.approx(gain, abs=1e-6)
+    assert 0 < f["iwae/log_p_all_subset_se"] < f["iwae/log_p_all_se"] < f["iwae/K=100_se"]
+    assert f["bound/log_p"] > f["test/elbo"]
+    assert f["bound/images"] == 20
+    assert f["bound/method"].startswith(("L_50, optimised", "AIS, 30"))
+
+
+def test_sigma_is_refitted_on_validation_images(runs, judged):
+    for name, f in judged.items():
+        run = load_run(runs[name])
+        x = load_data(run.config).images("val")
+        q = run.model.encode(x)
+        means = run.model.mean_image(q.loc + q.scale * torch.randn(q.loc.shape))
+        assert f["refit/sigma"] == pytest.approx(
+            (x - means).square().mean().sqrt().item(), rel=0.01
+        )
+        assert f["refit/test_elbo"] > f["test/elbo"]
+        assert f["refit/oracle_test_elbo"] > f["refit/test_elbo"] - 20
+    assert judged["deep"]["refit/oracle_sigma"] == judged["baseline"]["refit/oracle_sigma"]
+
+
+def test_own_images_show_a_sigma_that_is_too_large(judged):
+    for f in judged.values():
+        assert f["ppc/sigma2"] == 0.25
+        assert f["ppc/residual_variance_test"] == pytest.approx(f["refit/sigma"] ** 2, rel=0.2)
+        assert f["ppc/residual_variance_samples"] > 0.24 > f["ppc/residual_variance_test"]
+        assert f["ppc/log_p_samples"] < f["ppc/log_p_test"]
+        assert f["bdmc/gap"] == pytest.approx(f["bdmc/upper"] - f["bdmc/lower"], abs=1e-6)
+        assert f["bdmc/gap"] > -3 * f["bdmc/gap_se"]
+    f = judged["baseline"]
+    assert f["bdmc/lower"] - 1 < f["bdmc/exact_log_p"] < f["bdmc/upper"] + 1
+
+
+def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsys, monkeypatch):
+    sweep = tmp_path / "sweep"
+    for name, run in runs.items():
+        shutil.copytree(run, sweep / name)
+        (sweep / name / "evaluation.json").unlink(missing_ok=True)
+    unfinished = sweep / "unfinished"
+    shutil.copytree(runs["deep"] / ".hydra", unfinished / ".hydra")
+    opened = []
+
+    def load_once(config, *rest):
+        opened.append(config)
+        return load_data(config, *rest)
+
+    monkeypatch.setattr("vae.reports.evaluation.load.load_data", load_once)
+    first = evaluate(settings("evaluate", f"runs={sweep}", *OFF))
+    assert list(first) == [str(sweep / "baseline"), str(sweep / "deep")]
+    assert len(opened) == 1  # both were trained on the same
+    shown = capsys.readouterr().out
+    assert "[1/2]" in shown
+    assert "[2/2]" in shown
+    assert "left out" in shown
+    assert f"{first[str(sweep / 'deep')]['test/elbo']:.2f}" in shown
+    stamps = {path: path.stat().st_mtime_ns for path in sweep.glob("*/evaluation.json")}
+    assert len(stamps) == 2
+    # 1. Again: nothing is measured
+    again = evaluate(settings("evaluate", f"runs=[{sweep / 'deep'},{sweep / 'baseline'}]", *OFF))
+    assert capsys.readouterr().out.count("done before") == 2
+    assert again[str(sweep / "deep")]["test/elbo"] == first[str(sweep / "deep")]["test/elbo"]
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    # 2. Other weights, or other settings: measured again
+    shutil.copy(sweep / "deep" / BEST, sweep / "deep" / "kept.ckpt")
+    checkpoint = torch.load(sweep / "deep" / BEST, weights_only=True)
+    checkpoint["state_dict"]["model.decoder.layers.2.bias"] += 0.01
+    torch.save(checkpoint, sweep / "deep" / BEST)
+    evaluate(settings("evaluate", f"runs={sweep}", *OFF))
+    assert capsys.readouterr().out.count("done before") == 1
+    evaluate(settings("evaluate", f"runs={sweep}", *OFF, "seed=1"))
+    assert capsys.readouterr().out.count("done before") == 0
+
+
+def test_a_run_that_fails_does_not_stop_the_others(runs, tmp_path, monkeypatch, capsys):
+    for name, run in runs.items():
+        shutil.copytree(run, tmp_path / name)
+        (tmp_path / name / "evaluation.json").unlink(missing_ok=True)
+    config = tmp_path / "baseline" / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("name: digits", "name: letters"))
+    with pytest.raises(RunError, match=r"1 of 2 failed: .*baseline"):
+        evaluate(settings("evaluate", f"runs={tmp_path}", *OFF))
+    assert "test/elbo" in json.loads((tmp_path / "deep" / "evaluation.json").read_text())
+    assert not (tmp_path / "baseline" / "evaluation.json").exists()
+
+
+def test_chain_metrics_hold_together(judged, near_optimum):
     f = near_optimum
     assert f["chain/finite"] == 1
     assert f["chain/local_gain"] == pytest.approx(f["chain/spectral_radius"], abs=1e-4)
@@ -184,12 +300,18 @@ def test_samples_stand_beside_their_floor(judged):
 
 def test_table_shows_what_the_file_holds(runs, judged):
     shown = table(judged["deep"])
-    for key in ("test/elbo", "iwae/K=100", "ais/log_p", "against/test/elbo"):
+    for key in ("test/elbo", "iwae/K=100", "ais/log_p", "against/test/elbo", "bound/log_p"):
         assert f"{judged['deep'][key]:.2f}" in shown
     tight = judged["baseline"] | {"iwae/K=10_ess": 9.0, "iwae/K=100_ess": 90.0}
     assert "WARNING" not in table(tight)
     warning = "WARNING: a few samples carry all the weight in L_100: the bound is loose"
     assert warning in table(tight | {"iwae/K=100_ess": 2.0})
+    unknown = judged["deep"] | {"chain/mixing_steps": None, "chain/mixing_method": "not resolved"}
+    assert "mixing time: not resolved by 120 steps" in table(unknown)
+    without = table(unknown | {"bdmc/gap": None, "bdmc/gap_se": None, "samples/fid": None})
+    assert "nothing is known of the error of AIS" in without
+    assert "nan" not in without.replace("inference", "")
+    assert "None" not in without
 
 
 def test_evaluation_repeats_and_its_parts_do_not_disturb_each_other(runs, judged, tmp_path):
@@ -229,7 +351,7 @@ def test_a_chain_that_explodes_is_told(runs, tmp_path):
     assert written["chain/drift"] is None
     assert "NOT finite" in table(f)
     assert "a chain that runs away has no limit" in table(f)
-    assert table(written) == table(f).replace("inf", "nan")
+    assert table(written) == table(f)
 
 
 def refused(*overrides: str) -> list[str]:
@@ -321,7 +443,7 @@ def test_a_failure_on_the_way_overwrites_nothing(runs, tmp_path, monkeypatch):
     def broken(*_):
         raise MemoryError
 
-    monkeypatch.setattr("vae.reports.evaluation.samples.samples", broken)
+    monkeypatch.setattr("vae.reports.evaluation.measure.samples", broken)
     with pytest.raises(MemoryError):
         evaluate(settings("evaluate", f"run={run}", *SMALL, f"classifier.folder={tmp_path}"))
     assert (run / "evaluation.json").read_text() == '{"kept": 1}'
@@ -337,9 +459,7 @@ def test_a_full_disk_is_told_after_the_figures(runs, tmp_path, monkeypatch, caps
     with pytest.raises(
         RunError, match=r"evaluation.json cannot be written \(No space left on device\)"
     ):
-        evaluate(
-            settings("evaluate", f"run={run}", "iwae.images=0", "chain.chains=0", "samples.n=0")
-        )
+        evaluate(settings("evaluate", f"run={run}", *OFF))
     assert "ELBO" in capsys.readouterr().out
     assert (run / "evaluation.json").read_text() == '{"kept": 1}'
 
@@ -376,7 +496,7 @@ def test_the_command_leaves_one_file_and_no_folder(runs, tmp_path, monkeypatch, 
         return {path: path.stat().st_mtime_ns for path in files}
 
     before = stamps()
-    off = ["iwae.images=0", "samples.n=0", "chain.chains=0"]
+    off = OFF
     assert command(monkeypatch, tmp_path, "run=run", f"data.root={root}", *off) == 0
     elbo = json.loads((run / "evaluation.json").read_text())["test/elbo"]
     assert f"{elbo:.2f}" in capsys.readouterr().out

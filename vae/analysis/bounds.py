@@ -120,9 +120,9 @@ def elbo_terms(model: VAE, images: Tensor, noise: Tensor) -> ELBOTerms:
 
 
 def log_ratio(model: VAE, images: Tensor, u: Tensor, proposal: Proposal) -> Tensor:
-    """log p(x, z) − log q(z) at z = proposal.place(u), [B, K], for images [B, C, H, W], u [B, K, m].
+    """log p(x, z) − log q(z) at z = proposal.place(u), [B, K].
 
-    Decodes B·K latents at once.
+    For images [B, C, H, W] and u [B, K, m]. Decodes B·K latents at once.
     """
     z = proposal.place(u)
     rows = images.repeat_interleave(u.shape[1], dim=0)  # [B·K, C, H, W]

@@ -38,7 +38,6 @@ def load_and_validate(config: DictConfig) -> Job:
     problems = problems_of(settings, EVALUATE_RULES) + unavailable_accelerator(
         "accelerator", settings["accelerator"]
     )
-    problems += sample_problems(settings["samples"])
     run, runs = settings["run"], settings["runs"]
     if run is None and runs is None:
         problems.append("run=None must be a run folder, such as outputs/2030-01-31/12-00-00-deep")
@@ -56,6 +55,7 @@ def load_and_validate(config: DictConfig) -> Job:
                 left_out += found
             else:
                 problems += [f"{'run' if run else 'runs'}: {problem}" for problem in found]
+    problems += sample_problems(settings["samples"])
     folders = list(dict.fromkeys(folders))
     if not problems and not folders:
         problems += left_out or [f"runs={runs}: no runs in it"]
