@@ -7,6 +7,7 @@ import torch
 from conftest import at_optimum
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from vae.analysis.ais import bidirectional
 from vae.analysis.bounds import Proposal, control_variate, iwae, log_weights
 from vae.analysis.inference_gap import (
     best_linear_proposal,
@@ -16,7 +17,7 @@ from vae.analysis.inference_gap import (
 )
 from vae.analysis.predictive_check import draw_images, tight_log_p
 from vae.analysis.refit import reconstruction_errors, refit_sigma
-from vae.models.likelihoods import Bernoulli
+from vae.models.likelihoods import Bernoulli, Likelihood
 from vae.models.networks import Decoder, Encoder
 from vae.models.vae import VAE
 from vae.theory.linear import affine_weights, linear_elbo, linear_log_likelihood
@@ -114,20 +115,41 @@ def test_weights_of_a_correlated_proposal_are_densities(trained, images):
     torch.testing.assert_close(q.noise_at(z), q.noise(5, seeded(1)), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("m", [1, 512])
-def test_gap_of_other_likelihoods_and_sizes(m: int):
+class Laplace(Likelihood):
+    """|x − output| / 0.1: a likelihood that knows of no sigma."""
+
+    label = "Laplace"
+
+    def distribution(self, output: torch.Tensor) -> torch.distributions.Laplace:
+        return torch.distributions.Laplace(output, 0.1)
+
+    def sample(self, output: torch.Tensor, generator: torch.Generator | None = None):
+        uniform = torch.rand(output.shape, generator=generator) - 0.5
+        return output - 0.1 * uniform.sign() * torch.log1p(-2 * uniform.abs())
+
+
+@pytest.mark.parametrize(
+    ("m", "likelihood"), [(1, Bernoulli()), (512, Bernoulli()), (1, Laplace()), (3, Laplace())]
+)
+def test_gap_of_other_likelihoods_and_sizes(m: int, likelihood: Likelihood):
     """log p is at least the best Gaussian's ELBO, and that at least the encoder's."""
     torch.manual_seed(0)
     shape = (1, 4, 3)
     encoder, decoder = (part(m, [16], image_shape=shape) for part in (Encoder, Decoder))
-    model = VAE(encoder, decoder, m, likelihood=Bernoulli(), image_shape=shape)
+    model = VAE(encoder, decoder, m, likelihood=likelihood, image_shape=shape)
     x = (torch.rand(6, *shape, generator=seeded()) < 0.5).float()
     found = inference_gap(model.requires_grad_(False), x, 200, 60, 8, seeded())
     assert found.log_p.shape == found.ess.shape == (6,)
     assert found.approximation.mean() > -0.02
     assert found.amortisation.mean() > 0.05
-    assert (found.log_p < 0).all()  # probabilities
+    assert likelihood.density or (found.log_p < 0).all()
     assert refit_sigma(model, [x], [x]) is None
+    own, _ = draw_images(model, 5, seeded())
+    log_p = tight_log_p(model, own, 50, 30, 4, seeded())
+    assert log_p.shape == (5,)
+    assert log_p.isfinite().all()
+    both = bidirectional(model, *draw_images(model, 5, seeded()), 4, 20, generator=seeded())
+    assert both.lower.mean() < both.upper.mean() + 1
 
 
 def test_refitted_sigma_at_the_linear_optimum_is_the_closed_form(images):

@@ -1,6 +1,7 @@
 """The evaluate command on real run folders of a few hundred digits, and on other folders."""
 
 import json
+import math
 import os
 import runpy
 import shutil
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from vae.compare import compare
 from vae.data.batches import as_images
 from vae.evaluate import evaluate
+from vae.models.elbo import upper_bound
 from vae.reports.comparison.selection import common_data
 from vae.reports.evaluation.table import table
 from vae.runs.errors import RunError, UserError
@@ -273,6 +275,20 @@ def test_a_run_that_fails_does_not_stop_the_others(runs, tmp_path, monkeypatch, 
         evaluate(settings("evaluate", f"runs={tmp_path}", *OFF))
     assert "test/elbo" in json.loads((tmp_path / "deep" / "evaluation.json").read_text())
     assert not (tmp_path / "baseline" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("m", [1, 512])
+def test_any_number_of_latents_is_judged(tmp_path, m):
+    """An untrained deep model: every estimator gives numbers, in order."""
+    small = ["model.encoder.hidden=[16]", "model.decoder.hidden=[16]", "trainer.max_epochs=1"]
+    run = trained(tmp_path / "run", "model=deep", f"model.latent_dim={m}", *small)
+    few = ["gap.images=4", "gap.K=20", "gap.steps=20", "ppc.images=3", "bdmc.images=3"]
+    off = ["chain.chains=0", "samples.n=0", "bdmc.distributions=10"]
+    f = evaluate(settings("evaluate", f"run={run}", *SMALL, *few, *off))
+    assert f["gap/elbo"] < f["gap/log_p"]
+    assert f["test/elbo"] < f["bound/log_p"] < upper_bound(784, 0.25)
+    assert f["bdmc/lower"] < f["bdmc/upper"] + 1
+    assert all(math.isfinite(v) for k, v in f.items() if k.startswith(("ppc/", "refit/")))
 
 
 def test_chain_metrics_hold_together(judged, near_optimum):

@@ -58,8 +58,8 @@ def reconstruction_errors(
             mean = model.mean_image(q.loc + q.scale * noise)
             total += (x - mean).flatten(1).square().sum(1).cpu().double()
         squared.append(total / samples)
-        mean, variance = q.loc.double(), q.scale.double().square()
-        kls.append(0.5 * (mean.square() + variance - 1 - variance.log()).sum(1).cpu())
+        mean, variance = q.loc.cpu().double(), q.scale.cpu().double().square()
+        kls.append(0.5 * (mean.square() + variance - 1 - variance.log()).sum(1))
         dimensions = x[0].numel()
     return Errors(torch.cat(squared), torch.cat(kls), dimensions)
 

@@ -171,4 +171,4 @@ def predictive_check(model: VAE, images: Tensor, values: Values, settings: Setti
 
 def spread(values: Tensor) -> float:
     """Standard deviation over images; NaN for a single one."""
-    return values.double().std().item() if len(values) > 1 else math.nan
+    return values.cpu().double().std().item() if len(values) > 1 else math.nan

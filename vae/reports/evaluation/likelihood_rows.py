@@ -111,7 +111,7 @@ def refit_rows(f: Metrics) -> Iterator[str]:
     yield row("refitted sigma", f, "refit/sigma", digits=4)
     yield row("ELBO there, test", f, "refit/test_elbo")
     yield row(
-        "ELBO there, validation", f, "refit/val_elbo", "fitted on these images: too high by little"
+        "ELBO there, validation", f, "refit/val_elbo", "fitted to these images, so a little high"
     )
     if "refit/oracle_sigma" in f:
         note = f"at its own sigma {number(f['refit/oracle_sigma'], 4)}, of the training split"

@@ -12,7 +12,7 @@ from vae.reports.evaluation.checks import bdmc, gap, predictive_check, refit
 from vae.reports.evaluation.latents import collapse
 from vae.reports.evaluation.likelihood import all_images, bits_per_dimension, likelihoods
 from vae.reports.evaluation.load import DataCache, identity, open_run
-from vae.reports.evaluation.metrics import Metrics, Settings, means, paired
+from vae.reports.evaluation.metrics import Metrics, Settings, means, paired, stopwatch
 from vae.reports.evaluation.samples import load_classifier, samples
 from vae.runs.folder import Run
 
@@ -41,26 +41,30 @@ class Evaluator:
             "seed": settings["seed"],
             **identity(folder, settings),
         }
-        metrics |= self.likelihood(run, data)
-        metrics["time/likelihood_seconds"] = time.perf_counter() - started
+        times: Metrics = {}
+        with stopwatch(times, "likelihood"):
+            metrics |= self.likelihood(run, data, times)
         metrics |= collapse(model, data, settings)
         # The chain and prior samples, both through a classifier's eyes
         if settings["chain"]["chains"] or settings["samples"]["n"]:
-            classifier, found = self.classifier(data, model.device)
+            with stopwatch(times, "classifier"):
+                classifier, found = self.classifier(data, model.device)
             metrics |= found
             if settings["chain"]["chains"]:
-                metrics |= chains(model, classifier, settings)
+                with stopwatch(times, "chain"):
+                    metrics |= chains(model, classifier, settings)
             if settings["samples"]["n"]:
-                metrics |= samples(model, classifier, data, settings)
-        metrics["time/seconds"] = time.perf_counter() - started
-        return metrics
+                with stopwatch(times, "samples"):
+                    metrics |= samples(model, classifier, data, settings)
+        return metrics | times | {"time/seconds": time.perf_counter() - started}
 
-    def likelihood(self, run: Run, data: ImageDataModule) -> Metrics:
+    def likelihood(self, run: Run, data: ImageDataModule, times: Metrics) -> Metrics:
         """How likely the test images are, and what that number leaves open."""
         model, images, settings = run.model, data.images("test"), self.settings
         # 1. One value an image, so that two runs compare image by image
         values, metrics = likelihoods(model, images, settings)
-        gap_values, found = gap(model, images, settings)
+        with stopwatch(times, "gap"):
+            gap_values, found = gap(model, images, settings)
         metrics |= found
         metrics |= means(values | gap_values)
         metrics |= all_images(values | gap_values, metrics, images)
@@ -72,8 +76,11 @@ class Evaluator:
             metrics |= paired(values, others)
         # 2. Another sigma; images of the model itself
         metrics |= refit(model, data, settings)
-        metrics |= predictive_check(model, images, values | gap_values, settings)
-        return metrics | bdmc(model, settings)
+        with stopwatch(times, "ppc"):
+            metrics |= predictive_check(model, images, values | gap_values, settings)
+        with stopwatch(times, "bdmc"):
+            metrics |= bdmc(model, settings)
+        return metrics
 
     def classifier(self, data: ImageDataModule, device: torch.device) -> tuple[Classifier, Metrics]:
         if id(data) not in self.classifiers:

@@ -4,7 +4,9 @@
 that one part gives the same metrics whether the others run or not.
 """
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,14 @@ from vae.analysis.bounds import Estimate
 Settings = dict[str, Any]
 Metrics = dict[str, Any]  # flat, as in metrics.json
 Values = dict[str, Tensor]  # one value an image, by key
+
+
+@contextlib.contextmanager
+def stopwatch(metrics: Metrics, part: str) -> Iterator[None]:
+    """Writes the seconds that the block took as `time/<part>_seconds`."""
+    started = time.perf_counter()
+    yield
+    metrics[f"time/{part}_seconds"] = time.perf_counter() - started
 
 
 def progress(what: str) -> Callable[[Any], Any]:

@@ -28,9 +28,7 @@ def table(f: Metrics) -> str:
     errors over images."""
     head = f"{f['model']}: {f['latent_dim']} latents, {f['likelihood']}, "
     lines = ["", head + f"test split of {f['data']}, seed {f['seed']}"]
-    lines += [
-        "a ± is the standard error over images; training again varies too, which it leaves out"
-    ]
+    lines += ["± is the standard error over images; it leaves out how trainings vary"]
     for key, rows in PARTS.items():
         if key in f:
             lines += ["", *rows(f)]
