@@ -45,11 +45,11 @@ def trained(digits: torch.Tensor) -> VAE:
 
 
 def test_exact_log_likelihood_is_that_of_the_full_covariance(trained, digits):
-    pair = affine_weights(trained)
-    covariance = pair.W @ pair.W.T + trained.sigma**2 * torch.eye(784, dtype=torch.float64)
-    law = torch.distributions.MultivariateNormal(pair.b, covariance)
+    weights = affine_weights(trained)
+    covariance = weights.W @ weights.W.T + trained.sigma**2 * torch.eye(784, dtype=torch.float64)
+    law = torch.distributions.MultivariateNormal(weights.b, covariance)
     expected = law.log_prob(digits[:50].flatten(1).double())
-    assert linear_log_likelihood(pair, digits[:50]).sub(expected).abs().max() < 1e-6
+    assert linear_log_likelihood(weights, digits[:50]).sub(expected).abs().max() < 1e-6
 
 
 def test_exact_log_likelihood_at_the_optimum_is_the_closed_form(optimum, digits):
@@ -70,10 +70,10 @@ def test_linear_elbo_is_the_mean_of_many_sampled_ones(trained, digits):
 
 def test_gap_is_the_divergence_of_the_encoder_from_the_posterior(trained, digits):
     """log p − ELBO against the KL between q and the Gaussian posterior, each in closed form."""
-    pair, x = affine_weights(trained), digits[:30]
-    precision = torch.eye(4, dtype=torch.float64) + pair.W.T @ pair.W / trained.sigma**2
+    weights, x = affine_weights(trained), digits[:30]
+    precision = torch.eye(4, dtype=torch.float64) + weights.W.T @ weights.W / trained.sigma**2
     mean = torch.linalg.solve(
-        precision, pair.W.T @ (x.flatten(1).double() - pair.b).T / trained.sigma**2
+        precision, weights.W.T @ (x.flatten(1).double() - weights.b).T / trained.sigma**2
     ).T
     posterior = torch.distributions.MultivariateNormal(mean, precision_matrix=precision)
     q = trained.encode(x)
@@ -81,7 +81,7 @@ def test_gap_is_the_divergence_of_the_encoder_from_the_posterior(trained, digits
         q.loc.double(), torch.diag_embed(q.scale.double() ** 2)
     )
     divergence = torch.distributions.kl_divergence(q, posterior)
-    gap = linear_log_likelihood(pair, x) - linear_elbo(trained, pair, x)
+    gap = linear_log_likelihood(weights, x) - linear_elbo(trained, weights, x)
     assert gap.min() > 0.001
     assert (gap - divergence).abs().max() < 1e-3
 

@@ -93,7 +93,7 @@ def judged(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 
 @pytest.fixture(scope="module")
 def near_optimum(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Figures of a baseline close to its optimum, where seconds of training do not bring it."""
+    """Metrics of a baseline close to its optimum, where seconds of training do not bring it."""
     folder = tmp_path_factory.mktemp("near")
     run = copy_of(runs["baseline"], folder / "run")
     data = load_data(load_run(run).config)
@@ -255,7 +255,7 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
     assert again[str(sweep / "deep")]["test/elbo"] == first[str(sweep / "deep")]["test/elbo"]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     # 2. Other weights, or other settings: measured again
-    shutil.copy(sweep / "deep" / BEST, sweep / "deep" / "kept.ckpt")
+    shutil.copy(sweep / "deep" / BEST, sweep / "deep" / "before.ckpt")
     checkpoint = torch.load(sweep / "deep" / BEST, weights_only=True)
     checkpoint["state_dict"]["model.decoder.layers.2.bias"] += 0.01
     torch.save(checkpoint, sweep / "deep" / BEST)
@@ -304,7 +304,7 @@ def test_chain_metrics_hold_together(judged, near_optimum):
         assert 1 <= f["chain/classes_visited"] <= 10
 
 
-def test_samples_stand_beside_their_floor(judged):
+def test_samples_stand_next_to_their_floor(judged):
     for f in judged.values():
         assert f["samples/n"] == 300
         assert f["samples/fid"] > 2 * f["samples/fid_floor"] > 0  # a run of seconds makes no digits
@@ -346,7 +346,7 @@ def test_evaluation_repeats_and_its_parts_do_not_disturb_each_other(runs, judged
         assert f[key] == judged["deep"][key]
 
 
-def test_a_chain_that_explodes_is_told(runs, tmp_path):
+def test_a_chain_that_explodes_is_reported(runs, tmp_path):
     run = copy_of(runs["baseline"], tmp_path / "run")
     checkpoint = torch.load(run / BEST, weights_only=True)
     checkpoint["state_dict"]["model.decoder.layers.0.weight"] *= 4
@@ -376,7 +376,7 @@ def refused(*overrides: str) -> list[str]:
     return list(caught.value.problems)
 
 
-def test_all_wrong_settings_are_told_at_once_by_their_override(tmp_path):
+def test_all_wrong_settings_are_reported_at_once_by_their_override(tmp_path):
     wrong = [
         "seed=-1",
         "iwae.K=[10,1]",
@@ -465,7 +465,7 @@ def test_a_failure_on_the_way_overwrites_nothing(runs, tmp_path, monkeypatch):
     assert (run / "evaluation.json").read_text() == '{"kept": 1}'
 
 
-def test_a_full_disk_is_told_after_the_figures(runs, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_after_the_metrics(runs, tmp_path, monkeypatch, capsys):
     run = copy_of(runs["baseline"], tmp_path / "run")
 
     def full(*_):
@@ -522,8 +522,8 @@ def test_the_command_leaves_one_file_and_no_folder(runs, tmp_path, monkeypatch, 
 
 def test_the_command_refuses_in_one_line_with_exit_code_2(tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, tmp_path, "run=nowhere") == 2
-    told = "error: run: nowhere is no run folder: it has no .hydra/config.yaml\n"
-    assert capsys.readouterr().err == told
+    expected = "error: run: nowhere is no run folder: it has no .hydra/config.yaml\n"
+    assert capsys.readouterr().err == expected
     assert list(tmp_path.iterdir()) == []
 
 
@@ -575,25 +575,25 @@ def test_other_likelihoods_are_judged_by_the_same_code(
         "ais.images=10",
         "ais.distributions=30",
     ]
-    figures = evaluate(settings("evaluate", f"run={others[name]}", "samples.kind=noisy", *options))
-    trained_figures = json.loads((others[name] / "metrics.json").read_text())
-    assert figures["test/elbo"] == pytest.approx(trained_figures["test/elbo"], abs=1e-2)
-    assert figures["iwae/K=1"] < figures["iwae/K=100"]
-    assert ("exact/log_p" in figures) == (name == "learned")
+    metrics = evaluate(settings("evaluate", f"run={others[name]}", "samples.kind=noisy", *options))
+    training_metrics = json.loads((others[name] / "metrics.json").read_text())
+    assert metrics["test/elbo"] == pytest.approx(training_metrics["test/elbo"], abs=1e-2)
+    assert metrics["iwae/K=1"] < metrics["iwae/K=100"]
+    assert ("exact/log_p" in metrics) == (name == "learned")
     if name == "bernoulli":
         assert (
-            -784 < figures["test/elbo"] < 0
+            -784 < metrics["test/elbo"] < 0
         )  # a probability of 784 pixels, better than tossing a coin
-        assert not any(key.startswith("bits/") for key in figures)
+        assert not any(key.startswith("bits/") for key in metrics)
         return
     assert (
-        figures["exact/log_p"] <= figures["oracle/test_elbo"] + 30
+        metrics["exact/log_p"] <= metrics["oracle/test_elbo"] + 30
     )  # its optimum is that of the training split
-    assert figures["test/elbo"] < figures["exact/log_p"]
-    bits = -figures["test/elbo"] / 784 / 0.6931471805599453 + 8
-    assert figures["bits/test/elbo"] == pytest.approx(bits)
-    assert figures["bits/exact/log_p"] < bits
-    assert f"{bits:.4f}" in table(figures)
+    assert metrics["test/elbo"] < metrics["exact/log_p"]
+    bits = -metrics["test/elbo"] / 784 / 0.6931471805599453 + 8
+    assert metrics["bits/test/elbo"] == pytest.approx(bits)
+    assert metrics["bits/exact/log_p"] < bits
+    assert f"{bits:.4f}" in table(metrics)
 
 
 def test_runs_on_other_pixels_are_not_paired(others: dict[str, Path]):

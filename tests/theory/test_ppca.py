@@ -1,4 +1,4 @@
-"""The oracle against its own optimum, against MNIST's reference figures, and against training."""
+"""The oracle against its own optimum, against the reference metrics of MNIST, and against training."""
 
 import math
 
@@ -117,7 +117,7 @@ def test_training_reaches_the_oracle(digits: ImageDataModule, spectrum: Spectrum
 
 
 @pytest.mark.mnist
-def test_reference_figures_of_mnist(mnist: ImageDataModule):
+def test_reference_metrics_of_mnist(mnist: ImageDataModule):
     """All 60 000 training images: known mean, spectrum, and optima over latent_dim and sigma."""
     images = mnist.pixels["train"]
     spectrum = Spectrum.of(images)
@@ -143,7 +143,7 @@ def test_reference_figures_of_mnist(mnist: ImageDataModule):
 
 
 def test_settings_of_the_reference():
-    """The defaults that the README's figures belong to."""
+    """The defaults that the README's metrics belong to."""
     config = settings("model=deep")
     assert (
         config.model.latent_dim,
