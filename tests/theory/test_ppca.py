@@ -1,4 +1,4 @@
-"""The oracle against its own optimum, against the reference metrics of MNIST, and against training."""
+"""The oracle against its own optimum, the reference metrics of MNIST, and training."""
 
 import math
 

@@ -35,7 +35,7 @@ def progress(what: str) -> Callable[[Any], Any]:
 
 
 def batches(images: Tensor, settings: Settings, device: torch.device) -> Any:
-    """Images [≤ batch_size, 1, 28, 28] on the device."""
+    """Images [≤ batch_size, C, H, W] on the device."""
     return (part.to(device) for part in images.split(settings["batch_size"]))
 
 
