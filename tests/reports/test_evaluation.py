@@ -25,6 +25,7 @@ from vae.reports.comparison.selection import common_data
 from vae.reports.evaluation.table import table
 from vae.runs.errors import RunError, UserError
 from vae.runs.folder import BEST, load_data, load_run
+from vae.theory.linear import affine_weights, linear_log_likelihood
 from vae.train import train
 
 CONF = str(Path("conf").resolve())
@@ -209,7 +210,12 @@ def test_sigma_is_refitted_on_validation_images(runs, judged):
             (x - means).square().mean().sqrt().item(), rel=0.01
         )
         assert f["refit/test_elbo"] > f["test/elbo"]
+        assert f["refit/log_p"] > f["refit/test_elbo"]
         assert f["refit/oracle_test_elbo"] > f["refit/test_elbo"] - 20
+    run = load_run(runs["baseline"])  # exact: N(b, W Wᵀ + sigma² I) with another sigma
+    weights = affine_weights(run.model)._replace(sigma=judged["baseline"]["refit/sigma"])
+    exact = linear_log_likelihood(weights, load_data(run.config).images("test"))
+    assert judged["baseline"]["refit/log_p"] == pytest.approx(exact.mean().item())
     assert judged["deep"]["refit/oracle_sigma"] == judged["baseline"]["refit/oracle_sigma"]
 
 

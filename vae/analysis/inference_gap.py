@@ -56,9 +56,9 @@ def inference_gap(
     to be found), log p is the L_K with independent latents.
     """
     bounds = [iwae(model, images, [1, K], generator, rows, progress)]
-    for correlated in (False, True):
+    for rate, correlated in ((0.05, False), (0.1, True)):
         q = optimise_proposal(
-            model, images, steps, samples, 0.05, correlated, generator, rows, progress
+            model, images, steps, samples, rate, correlated, generator, rows, progress
         )
         bounds.append(iwae(model, images, [1, K], generator, rows, progress, q))
     encoder, diagonal, full = bounds

@@ -64,6 +64,18 @@ def reconstruction_errors(
     return Errors(torch.cat(squared), torch.cat(kls), dimensions)
 
 
+def with_sigma(model: VAE, sigma: float) -> VAE:
+    """The same networks with the likelihood N(f(z), sigma² I)."""
+    return VAE(
+        model.encoder,
+        model.decoder,
+        model.latent_dim,
+        name=model.name,
+        likelihood=Gaussian(sigma),
+        image_shape=model.image_shape,
+    ).eval()
+
+
 def refit_sigma(
     model: VAE,
     val: Iterable[Tensor],

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from vae.analysis.ais import bidirectional
+from vae.analysis.bounds import control_variate
 from vae.analysis.inference_gap import InferenceGap, inference_gap, linear_inference_gap
 from vae.analysis.predictive_check import draw_images, tight_log_p
-from vae.analysis.refit import reconstruction_errors, refit_sigma
+from vae.analysis.refit import reconstruction_errors, refit_sigma, with_sigma
 from vae.data.datamodule import ImageDataModule
 from vae.models.vae import VAE
 from vae.reports.evaluation.likelihood import subset
@@ -22,7 +23,7 @@ from vae.reports.evaluation.metrics import (
     progress,
     seeded_generator,
 )
-from vae.theory.linear import affine_weights
+from vae.theory.linear import affine_weights, linear_log_likelihood
 from vae.theory.ppca import PPCA, has_ml_sigma
 
 RESIDUAL_IMAGES = 1000  # of the model's own images, for their residual variance
@@ -38,12 +39,45 @@ def refit(model: VAE, data: ImageDataModule, settings: Settings) -> Metrics:
     metrics = {"refit/sigma": found.sigma} | means(
         {"refit/val_elbo": found.val_elbo, "refit/test_elbo": found.test_elbo}
     )
+    metrics |= refitted_log_p(with_sigma(model, found.sigma), found.test_elbo, data, settings)
     spectrum = data.spectrum()
     if has_ml_sigma(spectrum, model.latent_dim):
         oracle = PPCA.with_ml_sigma(spectrum, model.latent_dim)
         metrics["refit/oracle_sigma"] = oracle.sigma
         metrics |= means({"refit/oracle_test_elbo": oracle.elbo(data.images("test"))})
     return metrics
+
+
+def refitted_log_p(
+    model: VAE, test_elbo: Tensor, data: ImageDataModule, settings: Settings
+) -> Metrics:
+    """log p of test images at the refitted sigma, whose encoder was trained for another: exact for
+    a linear model, else by a control variate from as many images as the inference gap has."""
+    images, weights = data.images("test"), affine_weights(model)
+    if weights is not None:
+        parts = [linear_log_likelihood(weights, x) for x in batches(images, settings, model.device)]
+        return means({"refit/log_p": torch.cat(parts)})
+    chosen = subset(images, settings["gap"]["images"])
+    if not len(chosen):
+        return {}
+    found = optimised_gap(model, images[chosen], settings, "log p at the refitted sigma")
+    mean, se, subset_se = control_variate(test_elbo, (found.elbo, found.log_p))
+    return {"refit/log_p": mean, "refit/log_p_se": se, "refit/log_p_subset_se": subset_se}
+
+
+def optimised_gap(model: VAE, images: Tensor, settings: Settings, what: str) -> InferenceGap:
+    """The inference gap of images by the settings under `gap`."""
+    options = settings["gap"]
+    return inference_gap(
+        model,
+        images.to(model.device),
+        options["K"],
+        options["steps"],
+        options["samples"],
+        seeded_generator(settings["seed"], model.device),
+        settings["iwae"]["rows"],
+        progress(what),
+    )
 
 
 def gap(model: VAE, images: Tensor, settings: Settings) -> tuple[Values, Metrics]:
@@ -65,16 +99,7 @@ def gap(model: VAE, images: Tensor, settings: Settings) -> tuple[Values, Metrics
         found = InferenceGap(log_p, best, elbo, None)
         metrics |= {"gap/method": "exact"}
     else:
-        found = inference_gap(
-            model,
-            images[chosen].to(model.device),
-            options["K"],
-            options["steps"],
-            options["samples"],
-            seeded_generator(settings["seed"], model.device),
-            settings["iwae"]["rows"],
-            progress("inference gap"),
-        )
+        found = optimised_gap(model, images[chosen], settings, "inference gap")
         assert found.ess is not None
         metrics |= {"gap/method": "optimised", "gap/K": options["K"]}
         metrics |= {"gap/steps": options["steps"], "gap/ess": found.ess.mean().item()}

@@ -113,6 +113,10 @@ def refit_rows(f: Metrics) -> Iterator[str]:
     yield row(
         "ELBO there, validation", f, "refit/val_elbo", "fitted to these images, so a little high"
     )
+    if "refit/log_p" in f:
+        bound = "" if f.get("bound/method") == "exact" else ", at least"
+        note = "the encoder is one for the sigma of the training; this is without its loss"
+        yield row(f"log p there, test{bound}", f, "refit/log_p", note)
     if "refit/oracle_sigma" in f:
         note = f"at its own sigma {number(f['refit/oracle_sigma'], 4)}, of the training split"
         yield row("best linear ELBO, free sigma, test", f, "refit/oracle_test_elbo", note)
