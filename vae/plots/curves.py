@@ -17,8 +17,8 @@ from vae.plots.palette import ORACLE, TRAIN, VAL
 Row = Mapping[str, float]  # of history.csv
 TITLES = {
     "elbo": "ELBO, nats per image",
-    "kl": "KL(q ‖ prior), nats per image",
-    "log_likelihood": "log-likelihood, nats per image",
+    "kl": "KL to the prior, nats",
+    "log_likelihood": "log-likelihood, nats",
 }
 MAX_DRIFT = 1e4  # nats; a chain that diverges leaves the chart there, so that others can be read
 
@@ -37,7 +37,8 @@ class RunCurves(NamedTuple):
 def over_seeds(histories: Sequence[Sequence[Row]]) -> tuple[list[Row], list[Row]]:
     """Mean and standard deviation (NaN of one run) of the rows whose step all histories have."""
     by_step = [{row["step"]: row for row in rows} for rows in histories]
-    mean, spread = [], []
+    mean: list[Row] = []
+    spread: list[Row] = []
     for step in sorted(set(by_step[0]).intersection(*by_step[1:])):
         rows = [history[step] for history in by_step]
         values = {key: [row.get(key, math.nan) for row in rows] for key in rows[0]}
@@ -78,6 +79,7 @@ def plot_curves(axes: Axes, runs: Sequence[RunCurves], term: str = "elbo") -> No
                 axes.fill_between(epochs, low, high, color=run.colour or own, alpha=0.2, lw=0)
     axes.set_xlabel("epoch")
     axes.set_ylabel(TITLES.get(term, term))
+    axes.locator_params(axis="x", integer=True)
     plain_axes(axes)
     if term == "elbo":
         optima = {run.optimum for run in runs if run.optimum is not None}
@@ -146,7 +148,7 @@ def plot_drift(axes: Axes, chains: Sequence[Drift], floor: str = "") -> None:
         label = floor if floor and i == 0 else None
         axes.axhline(start, color="grey", linestyle=":", linewidth=1.2, label=label)
     axes.set_xlabel("step t")
-    axes.set_ylabel("KL(moments of z_t ‖ prior), nats")
+    axes.set_ylabel("KL(z_t ‖ prior), nats")
     plain_axes(axes)
     readable_log_axis(axes)
     axes.set_xlim(0, max(len(chain.nats) for chain in chains) - 1)
@@ -184,7 +186,7 @@ def chain_figure(
     n = len(frames[0])
     plot_drift(below, [Drift(drifts, f"{n} chains")], floor=f"{n} draws from the prior")
     if mixing_steps is not None and mixing_steps < len(drifts):
-        label = f"best linear VAE mixes in {mixing_steps:.0f}"
+        label = f"best linear VAE mixes in {mixing_steps:.0f} steps"
         below.axvline(mixing_steps, color=ORACLE, linestyle="--", linewidth=1.2, label=label)
     below.margins(y=0.1)
     legend_outside_the_curve(below)
@@ -195,5 +197,5 @@ def legend_outside_the_curve(axes: Axes) -> None:
     """Make room above the curves for the legend, which covers nothing there."""
     low, high = axes.get_ylim()
     entries = len(axes.get_legend_handles_labels()[0])
-    axes.set_ylim(low, high * (high / low) ** (0.13 * entries + 0.05))
+    axes.set_ylim(low, high * (high / low) ** (0.18 * entries + 0.05))
     axes.legend(loc="upper left", frameon=False)

@@ -1,7 +1,7 @@
 """Figures of what the latents carry: traversals, interpolations, KL per latent."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def plot_kl_spectrum(axes: Axes, spectra: Sequence[KLSpectrum], threshold: bool 
     for i, run in enumerate(spectra):
         kl = run.kl.detach().cpu().double().sort(descending=True).values.numpy()
         places = np.arange(1, len(kl) + 1)
-        style = {"color": run.colour, "linestyle": run.dashes, "linewidth": 1.2}
+        style: dict[str, Any] = {"color": run.colour, "linestyle": run.dashes, "linewidth": 1.2}
         axes.plot(places, kl, label=run.label or None, marker="o", markersize=4, **style)
         hollow = kl < COLLAPSE_THRESHOLD
         axes.plot(places[hollow], kl[hollow], "o", color="white", markersize=2.2, zorder=3)
@@ -127,7 +127,7 @@ def plot_kl_spectrum(axes: Axes, spectra: Sequence[KLSpectrum], threshold: bool 
         axes.axhline(COLLAPSE_THRESHOLD, color=ORACLE, linestyle="--", linewidth=1, label=label)
     axes.set_xlabel("latents, sorted by KL")
     axes.set_ylabel("mean KL, nats")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     plain_axes(axes)
 
 
