@@ -24,7 +24,7 @@ PANEL = 6.5  # inches: the width of a picture of the run folder, for a dashboard
 
 def large_text() -> AbstractContextManager[None]:
     """Text that can be read where a picture is shown at half its width."""
-    return matplotlib.rc_context({"font.size": 13, "axes.titlesize": 13, "legend.fontsize": 12})
+    return matplotlib.rc_context({"font.size": 14, "axes.titlesize": 14, "legend.fontsize": 13})
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

@@ -147,5 +147,6 @@ def collapse_figure(kl: Tensor, heading: str, images: int, oracle: PPCA | None =
     above.legend()
     closed_form = None if oracle is None else oracle.kl
     plot_kl_spectrum(below, [KLSpectrum(kl, f"mean over {images} images", closed_form=closed_form)])
+    below.set_ylim(top=1.2 * below.get_ylim()[1])  # room for the legend
     below.legend()
     return figure

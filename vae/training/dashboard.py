@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-from vae.runs.identity import affects_result
+from vae.runs.identity import affects_result, observes
 
 # Charts of the CUSTOM SCALARS tab: train and validation in one each.
 LAYOUT = {
@@ -16,25 +16,27 @@ LAYOUT = {
     for title, name in (("ELBO", "elbo"), ("KL", "kl"), ("log-likelihood", "log_likelihood"))
 }
 
-# Columns of the HPARAMS tab: what a person compares first, and what follows it.
+# Columns of the HPARAMS tab: the five that it shows at first, then the others.
 FIRST = {
     "model": "model.name",
     "latent_dim": "model.latent_dim",
     "sigma": "model.sigma",
     "likelihood": "model.likelihood",
     "objective": "objective",
+}
+OTHERS = {
     "optimizer": "optimizer",
     "lr": "optimizer.lr",
     "seed": "seed",
     "hidden": "model.encoder.hidden",
-}
-OTHERS = {
-    "data": "data.name",
-    "pixels": "data.pixels",
-    "batch_size": "data.batch_size",
     "scheduler": "scheduler",
     "max_epochs": "trainer.max_epochs",
+    "batch_size": "data.batch_size",
+    "data": "data.name",
+    "pixels": "data.pixels",
+    "learning": "learning",
 }
+NUMBERS = ("latent_dim", "sigma", "lr", "seed", "max_epochs", "batch_size")
 METRICS = {  # by tag
     "test/elbo": "test ELBO",
     "final/val/elbo": "validation ELBO",
@@ -51,16 +53,16 @@ def log_image(logger: TensorBoardLogger, name: str, path: Path, step: int) -> No
 def log_hparams(logger: TensorBoardLogger, hparams: Mapping[str, str | float]) -> None:
     """The settings of a run that has ended, for the HPARAMS tab.
 
-    TensorBoard takes its columns from one of the runs and sorts them: first those marked as
-    different between runs, then by name. So what a person compares first is marked.
+    TensorBoard takes its columns from one of the runs, so all have the same. It sorts them, first
+    those marked as different between runs, then by name, and at first shows the first five.
     """
     # 1. The columns.
     text, number = api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_FLOAT64
     infos = [
         api_pb2.HParamInfo(
-            name=name, type=text if isinstance(value, str) else number, differs=name in FIRST
+            name=name, type=number if name in NUMBERS else text, differs=name in FIRST
         )
-        for name, value in hparams.items()
+        for name in (*FIRST, *OTHERS, "callbacks", "overrides")
     ]
     shown = [
         api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title)
@@ -93,23 +95,23 @@ def log_hparams(logger: TensorBoardLogger, hparams: Mapping[str, str | float]) -
 def compared_settings(config: Mapping[str, Any], overrides: list[str]) -> dict[str, str | float]:
     """The settings that tell runs apart, by column of the HPARAMS tab.
 
-    Lists and nodes are text: `[512, 256]`, `AdamW(weight_decay=0.01)`. The column `overrides` has
-    those of the command line that metrics depend on and that no other column shows.
+    Lists and nodes are text: `[512, 256]`, `AdamW(weight_decay=0.01)`. `callbacks` are those that
+    act on the weights; `overrides` those of the command line that no other column shows.
     """
     columns = FIRST | OTHERS
     found = {name: described(select(config, key)) for name, key in columns.items()}
-    shown = {
+    acting = [c for c in (config.get("callbacks") or {}).values() if not observes(c)]
+    found["callbacks"] = ", ".join(str(described(callback)) for callback in acting)
+    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    elsewhere = (*columns.values(), *config)  # a key of the top level is a group's choice
+    found["overrides"] = " ".join(
         override
-        for override in overrides
-        for key in [override.lstrip("+~").partition("=")[0]]
+        for override, key in keys.items()
         if affects_result(key)
-        and key not in columns.values()
-        and "/" not in key
-        and key not in config  # a group's choice: its node is a column
-    }
-    if shown:
-        found["overrides"] = " ".join(sorted(shown))
-    return {name: value for name, value in found.items() if value is not None}
+        and key not in elsewhere
+        and not key.startswith(("hydra.", "hydra/", "callbacks."))
+    )
+    return {name: value for name, value in found.items() if value not in (None, "")}
 
 
 def select(config: Any, key: str) -> Any:
@@ -123,7 +125,11 @@ def described(value: Any) -> str | float | None:
     """A number as it is, anything else as text; a node as its class and its own settings."""
     if isinstance(value, Mapping):
         hidden = ("_target_", "_partial_", "lr", "sigma", "fused", "interval", "T_max")
-        own = [f"{key}={v}" for key, v in value.items() if key not in hidden and v is not None]
+        own = [
+            f"{key}={v}"
+            for key, v in value.items()
+            if key not in hidden and v is not None and v is not False
+        ]
         name = str(value.get("_target_", "")).rpartition(".")[2]
         return f"{name}({', '.join(own)})" if own else name
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
