@@ -298,7 +298,7 @@ class Builder:
                 extra = node["_target_"].rpartition(".")[2].removesuffix("Logger").lower()
                 line = f"logger={extra} needs: pip install -e .[{extra}]"
             self.problems.append(
-                line if line.startswith((f"{key}.", f"{key}=")) else f"{key}: {line}"
+                line if line.startswith((f"{key}.", f"{key}=", "logger=")) else f"{key}: {line}"
             )
             return None
         if isinstance(
