@@ -40,7 +40,7 @@ class XAxis:
         if self.numeric and values and min(values) > 0 and max(values) >= 8 * min(values):
             axes.set_xscale("log", base=2)
         ticks = values if self.numeric else range(len(values))
-        step = -(-len(values) // 12)  # at most a dozen labels
+        step = max(1, -(-len(values) // 12))  # at most a dozen labels
         longest = max(map(len, self.labels), default=0)
         axes.set_xticks(ticks[::step], self.labels[::step])
         axes.tick_params(axis="x", rotation=20 if longest * len(self.labels[::step]) > 40 else 0)
