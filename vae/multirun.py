@@ -12,6 +12,7 @@ import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 FOLDER_LOCKS = contextlib.ExitStack()  # folders that this process holds until it ends
 WAIT_FOREVER = -1
+
+# conf/hydra has a file for a launcher or sweeper under the name that its plugin registers.
+warnings.filterwarnings("ignore", r"\s*'hydra/\w+/\w+' is validated against ConfigStore schema")
 
 
 def job(
@@ -143,8 +147,8 @@ def refuse_several_devices(config: DictConfig) -> None:
         setting = f"trainer.devices={devices}" if not one else f"trainer.num_nodes={nodes}"
         raise UserError(
             f"{setting} in a multirun: the processes of a run over several devices would each "
-            "start the whole sweep; use trainer.devices=1 with hydra/launcher=joblib, or start each "
-            "such run by itself"
+            "start the whole sweep; use trainer.devices=1 with hydra/launcher=joblib, or start "
+            "each such run by itself"
         )
 
 
@@ -188,6 +192,11 @@ class Sweep(Callback):
             refuse_several_devices(config)
         except UserError as error:
             exit_with_usage_error(str(error))
+        if str(config.hydra.sweeper.get("direction", "")).endswith("minimize"):
+            exit_with_usage_error(
+                "hydra.sweeper.direction=minimize looks for the worst validation ELBO; "
+                "use hydra/sweeper=optuna_search, or hydra.sweeper.direction=maximize"
+            )
         folder = Path(config.hydra.sweep.dir)
         if is_stamped(config.hydra.sweep):
             folder = make_unique_folder(folder)

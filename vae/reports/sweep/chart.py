@@ -1,16 +1,19 @@
 """The chart of a sweep: a panel for each metric over the swept setting."""
 
+import textwrap
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vae.plots.images import ORACLE, new_figure
+from vae.plots.images import new_figure
+from vae.plots.palette import ORACLE, run_colour, run_dashes
 from vae.reports.sweep.groups import Group, Summary, is_real
 from vae.reports.sweep.runs import as_text
 
-COLOURS = ("#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#ccbb44", "#bbbbbb")
 MAX_LEGEND_LINES = 14
+MAX_TICKS = 7
 
 
 # What a panel shows, its title, and the closed form next to it.
@@ -38,7 +41,10 @@ class XAxis:
     def apply(self, axes: Axes, label: str) -> None:
         values = self.values
         if self.numeric and values and min(values) > 0 and max(values) >= 8 * min(values):
-            axes.set_xscale("log", base=2)
+            axes.set_xscale("log", base=2 if len(values) <= MAX_TICKS else 10)
+        if self.numeric and len(values) > MAX_TICKS:
+            axes.set_xlabel(label)
+            return  # matplotlib's own ticks
         ticks = values if self.numeric else range(len(values))
         step = max(1, -(-len(values) // 12))  # at most a dozen labels
         longest = max(map(len, self.labels), default=0)
@@ -59,12 +65,15 @@ def summary_figure(summary: Summary) -> Figure:
     panels = list(figure.subplots(2, 3).flat)
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.09, top=0.9, wspace=0.24, hspace=0.38)
     x_axis = XAxis([group.x for group in summary.groups])
-    lines = list(dict.fromkeys(group.line for group in summary.groups))
+    groups = summary.groups
+    if summary.scattered:  # colours would mean nothing
+        groups = [replace(group, line="one setting each") for group in groups]
+    lines = list(dict.fromkeys(group.line for group in groups))
     for axes, (name, title, closed_form) in zip(panels, PANELS, strict=False):
         for i, line in enumerate(lines):
-            groups = [g for g in summary.groups if g.line == line and g.mean.get(name) is not None]
-            plot_line(axes, groups, name, x_axis, COLOURS[i % len(COLOURS)])
-        if closed_form is not None:
+            shown = [g for g in groups if g.line == line and g.mean.get(name) is not None]
+            plot_line(axes, shown, name, x_axis, i, connected=not summary.scattered)
+        if closed_form is not None and not summary.scattered:
             plot_closed_form(axes, summary.groups, closed_form, x_axis)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
@@ -73,11 +82,15 @@ def summary_figure(summary: Summary) -> Figure:
     return figure
 
 
-def plot_line(axes: Axes, groups: list[Group], name: str, x_axis: XAxis, colour: str) -> None:
+def plot_line(
+    axes: Axes, groups: list[Group], name: str, x_axis: XAxis, place: int, connected: bool
+) -> None:
     places = [x_axis.place(group.x) for group in groups]
     means: Any = [group.mean[name] for group in groups]
     label = groups[0].line.replace("$", r"\$") or None if groups else None
-    axes.plot(places, means, color=colour, marker="o", markersize=4, label=label)
+    colour = run_colour(place)
+    style = run_dashes(place) if connected else "none"
+    axes.plot(places, means, linestyle=style, color=colour, marker="o", markersize=4, label=label)
     for spread, width, alpha, cap in (
         ([group.standard_deviation.get(name) or 0.0 for group in groups], 5, 0.25, 0),
         ([group.standard_error.get(name) or 0.0 for group in groups], 1.5, 1, 3),
@@ -127,6 +140,7 @@ def write_legend(axes: Axes, source: Axes, summary: Summary) -> None:
         )
     best = summary.best
     if best is not None:
-        text += f"best val ELBO {best.metrics['val/elbo']:.2f}:\n{summary.name(best)}"
+        settings = textwrap.wrap(summary.name(best), 48, break_on_hyphens=False)[:6]
+        text += "\n".join([f"best val ELBO {best.metrics['val/elbo']:.2f}:", *settings])
     text = text.replace("$", r"\$")
     axes.text(0, 0, text, transform=axes.transAxes, fontsize=9, va="bottom")

@@ -7,7 +7,7 @@ test images.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from vae.runs.identity import group_trainings, name_runs
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MAX_SINGLE_POINTS = 7  # groups of settings that make no lines
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Summary:
     swept: list[str]  # every overridden key whose value differs between runs
     x: str  # the one of them on the horizontal axis
     groups: list[Group]
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the settings make no lines over x, as the trials of a search do."""
+        lines = {group.line for group in self.groups}
+        return len(self.groups) > MAX_SINGLE_POINTS and len(self.groups) < 2 * len(lines)
 
     @property
     def best(self) -> SweepRun | None:
@@ -63,18 +71,21 @@ def read(folder: Path, x: str | None = None) -> Summary:
     swept = swept_keys(runs)
     if x is not None and x not in swept:
         raise UserError(f"x={x} was not swept in {folder}; swept: {', '.join(swept) or 'nothing'}")
-    x = x or choose_x_axis(swept, runs)
-    return Summary(folder, runs, swept, x, group(runs, x, swept))
+    chosen = x or choose_x_axis(swept, runs)
+    summary = Summary(folder, runs, swept, chosen, group(runs, chosen, swept))
+    if summary.scattered and x is None:
+        numbers = [key for key in swept if key != SEED and is_numeric(key, runs)]
+        counts = {key: len({run.value(key) for run in runs}) for key in numbers or [chosen]}
+        x = max(counts, key=lambda key: counts[key])
+        best_first = sorted(group(runs, x, swept), key=lambda g: -(g.mean.get("val/elbo") or -1e9))
+        return replace(summary, x=x, groups=best_first)
+    return summary
 
 
 def choose_x_axis(swept: list[str], runs: list[SweepRun]) -> str:
     """The key on the horizontal axis: model.latent_dim, else the first number, else the first."""
-
-    def numeric(key: str) -> bool:
-        return all(is_real(run.value(key)) for run in runs)
-
     candidates = [key for key in swept if key != SEED]
-    numbers = [key for key in candidates if numeric(key)]
+    numbers = [key for key in candidates if is_numeric(key, runs)]
     preferred = [key for key in numbers if key == "model.latent_dim"]
     return next(iter([*preferred, *numbers, *candidates]), "model.latent_dim")
 
@@ -114,6 +125,10 @@ def name_lines(members: list[list[SweepRun]], x: str, swept: list[str]) -> list[
     if len({*places}) < len(places):
         return name_runs([trainings[0].settings for trainings in members])
     return lines
+
+
+def is_numeric(key: str, runs: list[SweepRun]) -> bool:
+    return all(is_real(run.value(key)) for run in runs)
 
 
 def is_real(value: Any) -> bool:

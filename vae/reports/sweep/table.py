@@ -87,7 +87,8 @@ def group_table(groups: list[Group], x: str) -> list[str]:
         head += [name, "± s.e.", "s.d."] if spread and repeated else [name]
     rows = [head]
     for group in groups:
-        row = [group.line, as_text(group.x)] + ([str(len(group.runs))] if repeated else [])
+        x_text = f"{group.x:.6g}" if isinstance(group.x, float) else as_text(group.x)
+        row = [group.line, x_text] + ([str(len(group.runs))] if repeated else [])
         for _, name, digits, spread in COLUMNS:
             row.append(format_number(group.mean.get(name), digits))
             if spread and repeated:
