@@ -4,7 +4,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 
+import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +29,23 @@ def settings(*overrides: str) -> DictConfig:
     """The settings that `python -m vae.train` would have with these overrides, on the repository's digits."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", ["data=digits", f"data.root={ROOT / 'data'}", *overrides])
+
+
+def run_vae(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m vae.<command> <arguments>` in a process of its own, with one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for rank in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        environment.pop(rank, None)
+    line = [sys.executable, "-m", f"vae.{command}", *arguments]
+    return subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+
+
+def timeless_metrics(folder: Path) -> dict[str, float]:
+    """The metrics of a run but for those that depend on how fast it was."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {key: value for key, value in metrics.items() if not key.startswith("time/")}
 
 
 def build_model(*overrides: str, seed: int = 0) -> VAE:

@@ -1,135 +1,142 @@
-"""A multirun: one job that fails does not stop the others, one that is finished is not run again.
+"""A multirun: one job that fails does not stop the others, a finished one is not run again.
 
 `job` runs one of them; `Sweep` is Hydra's callback around all of them (hydra.callbacks in
-conf/train.yaml). Both work by the run folder alone, so they hold for every launcher: job.json there
-says running, finished or failed.
+conf/train.yaml). Both use the run folders alone, so they work with every launcher and sweeper: the
+same command with hydra.sweep.dir=<folder> resumes a sweep or a study that was killed.
 """
 
+import atexit
 import contextlib
 import gc
-import itertools
 import logging
-import os
+import math
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vae.runs.errors import RunError, UserError
 from vae.runs.files import folder_lock, is_rank_zero, make_unique_folder, read_json, write_json
+from vae.runs.gpu import one_gpu
+from vae.runs.identity import different_results
 
 log = logging.getLogger(__name__)
 
-
 FOLDER_LOCKS = contextlib.ExitStack()  # folders that this process holds until it ends
+WAIT_FOREVER = -1
 
-
-# Settings that a finished run may differ in and still be the same run.
-IMMATERIAL = (
-    "threads",
-    "resume",
-    "callbacks",
-    "logger",
-    "data.root",
-    "trainer.accelerator",
-    "trainer.devices",
-)
+# conf/hydra has a file for a launcher or sweeper under the name that its plugin registers.
+warnings.filterwarnings("ignore", r"\s*'hydra/\w+/\w+' is validated against ConfigStore schema")
 
 
 def job(
     train: Callable[[DictConfig, Path], dict[str, float]], config: DictConfig, folder: Path
-) -> float:
-    """One job of a multirun: its validation ELBO for the sweeper, nan where it failed.
+) -> float | None:
+    """One job of a multirun: its validation ELBO for the sweeper, None where it failed or the ELBO
+    is not finite (Optuna marks such a trial as failed and goes on).
 
-    Raises nothing but what ends the process: what went wrong is in the folder's train.log and
-    job.json.
+    Raises nothing but what ends the process: problems are in the folder's train.log and job.json,
+    whose `state` is "running", "finished", "failed" or, after a signal, "stopped".
     """
     started = time.perf_counter()
     try:
+        # 1. Settings.
         if config.get("threads") is None:
-            config.threads = (
-                1  # so that the figures depend neither on the launcher nor on the machine's cores
-            )
+            config.threads = 1  # the result depends neither on the launcher nor on the cores
         refuse_several_devices(config)
-        settings = OmegaConf.to_container(config, resolve=True)
-        metrics = finished(folder, settings)
-        if metrics:
-            log.info("finished already: %s", folder)
-            return metrics["val/elbo"]
-        write_json(folder / "job.json", {"state": "running", "settings": settings})
-        with one_gpu(config):
-            metrics = train(config, folder)
-        seconds = time.perf_counter() - started
-        write_json(
-            folder / "job.json", {"state": "finished", "seconds": seconds, "settings": settings}
-        )
-        return metrics["val/elbo"]
+        settings: Any = OmegaConf.to_container(config, resolve=True)
+        with folder_lock(folder, timeout=WAIT_FOREVER):  # a worker may outlive a killed sweep
+            # 2. A finished run is left alone.
+            metrics = finished_metrics(folder, settings)
+            if metrics:
+                log.info("finished already: %s", folder)
+                if read_json(folder / "job.json").get("state") != "finished":
+                    write_job(folder, "finished", settings)
+                return finite_elbo(metrics)
+
+            # 3. Training, resumed where the folder has a checkpoint.
+            write_job(folder, "running", settings)
+            with one_gpu(config):
+                metrics = train(config, folder)
+            write_job(folder, "finished", settings, seconds=time.perf_counter() - started)
+            return finite_elbo(metrics)
+    except FinishedWithOtherSettings as error:
+        failed(folder, error.problems, exit_code=2, refused=True)
     except UserError as error:
-        return failed(folder, error.problems, exit_code=2)
+        failed(folder, error.problems, exit_code=2)
     except RunError as error:
-        return failed(folder, [str(error)], exit_code=1)
+        failed(folder, [str(error)], exit_code=1)
     except Exception as error:  # unforeseen: with its traceback
-        return failed(folder, [f"{type(error).__name__}: {error}"], exit_code=1, bug=error)
+        failed(folder, [describe(error)], exit_code=1, bug=error)
+    except BaseException:  # a signal: the run has saved what it had
+        write_job(folder, "stopped", read_json(folder / "job.json").get("settings"))
+        raise
     finally:
-        gc.collect()  # a Trainer and its parts refer to one another: the model would outlive its job
+        gc.collect()  # a Trainer and its parts refer to one another and would outlive the job
+    return None
 
 
-def failed(folder: Path, problems: Any, exit_code: int, bug: Exception | None = None) -> float:
-    """Say it in the job's log and in its job.json, which keeps the settings that it had."""
+def finite_elbo(metrics: dict[str, Any]) -> float | None:
+    elbo = metrics.get("val/elbo")
+    return elbo if elbo is not None and math.isfinite(elbo) else None
+
+
+def write_job(folder: Path, state: str, settings: Any, **more: Any) -> None:
+    write_json(folder / "job.json", {"state": state, **more, "settings": settings})
+
+
+def describe(error: Exception) -> str:
+    """An unforeseen error in a line; running out of memory by its name."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, MemoryError) or "outofmemory" in text.lower() or "allocate mem" in text:
+        return f"out of memory ({text}); fewer runs at a time or a smaller data.batch_size"
+    return text
+
+
+def failed(
+    folder: Path,
+    problems: Any,
+    exit_code: int,
+    bug: Exception | None = None,
+    refused: bool = False,
+) -> None:
+    """Write the problems to the job's log and to its job.json, which keeps the settings it had.
+
+    `refused`: the folder's metrics belong to another run, so they do not make this job finished.
+    """
     for problem in problems:
         log.error("error: %s", problem, exc_info=bug)
     settings = read_json(folder / "job.json").get("settings")
-    what = {
-        "state": "failed",
-        "problems": list(problems),
-        "exit_code": exit_code,
-        "settings": settings,
-    }
-    write_json(folder / "job.json", what)
-    return float("nan")
+    more: dict[str, Any] = {"problems": list(problems), "exit_code": exit_code}
+    write_job(folder, "failed", settings, **more | ({"refused": True} if refused else {}))
 
 
-def finished(folder: Path, settings: Any) -> dict[str, Any]:
-    """The figures of a run that is finished, nothing for one that is not.
+class FinishedWithOtherSettings(UserError):
+    """The folder of a job holds a finished run of other settings."""
 
-    Raises UserError where it was trained with other settings, and gives the folder those back:
-    Hydra has written the new ones over them by now.
+
+def finished_metrics(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a finished run, nothing for an unfinished one.
+
+    Raises FinishedWithOtherSettings where it was trained with other settings, and gives the folder
+    those back: Hydra has written the new ones over them by now.
     """
     metrics = read_json(folder / "metrics.json")
     before = read_json(folder / "job.json").get("settings")
-    if metrics and before is not None:
-        other = [
-            k
-            for k in before
-            if k not in IMMATERIAL and not same(material(before, k), material(settings, k))
-        ]
+    if metrics and isinstance(before, dict):
+        other = different_results(before, settings)
         if other:
             OmegaConf.save(OmegaConf.create(before), folder / ".hydra" / "config.yaml")
-            where = f"hydra.sweep.dir: {folder} holds a finished run with other settings of {', '.join(other)}"
-            raise UserError(f"{where}; sweep into another folder")
+            raise FinishedWithOtherSettings(
+                f"hydra.sweep.dir: {folder} holds a finished run with other settings of "
+                f"{', '.join(other)}; sweep into another folder"
+            )
     return metrics
-
-
-def same(before: Any, now: Any) -> bool:
-    """Equal, but for keys that a later version brought."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return all(same(value, now.get(key)) for key, value in before.items())
-    return bool(before == now)
-
-
-def material(settings: Any, key: str) -> Any:
-    """The part of a group of settings that figures depend on."""
-    group = settings.get(key)
-    return (
-        {k: v for k, v in group.items() if f"{key}.{k}" not in IMMATERIAL}
-        if isinstance(group, dict)
-        else group
-    )
 
 
 def refuse_several_devices(config: DictConfig) -> None:
@@ -139,79 +146,90 @@ def refuse_several_devices(config: DictConfig) -> None:
     if not one or nodes != 1:
         setting = f"trainer.devices={devices}" if not one else f"trainer.num_nodes={nodes}"
         raise UserError(
-            f"{setting} in a multirun: the processes of a run over several devices would each start the whole sweep; "
-            "use trainer.devices=1 with hydra/launcher=joblib, or start each such run by itself"
+            f"{setting} in a multirun: the processes of a run over several devices would each "
+            "start the whole sweep; use trainer.devices=1 with hydra/launcher=joblib, or start "
+            "each such run by itself"
         )
-
-
-@contextlib.contextmanager
-def one_gpu(config: DictConfig) -> Iterator[None]:
-    """On a machine with several GPUs, one that no other job has, until the end of this one."""
-    if config.trainer.accelerator not in ("auto", "gpu", "cuda") or config.trainer.devices not in (
-        1,
-        "1",
-    ):
-        yield
-        return
-    import torch
-
-    count = torch.cuda.device_count()
-    if count < 2:
-        yield
-        return
-    with acquire_free_gpu(count) as index:
-        config.trainer.devices = [index]
-        yield
-
-
-@contextlib.contextmanager
-def acquire_free_gpu(count: int, seconds: float = 1.0) -> Iterator[int]:
-    """The index of a free GPU, waiting for one. A lock file each: a job that is killed gives its
-    GPU back."""
-    from filelock import FileLock, Timeout
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = visible.split(",") if visible else [str(i) for i in range(count)]
-    for index in itertools.cycle(range(count)):
-        lock = FileLock(Path(tempfile.gettempdir()) / f"vae-{os.getuid()}-gpu-{names[index]}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            time.sleep(seconds / count)
-            continue
-        try:
-            yield index
-        finally:
-            lock.release()
-        return
 
 
 class Sweep(Callback):
     """Hydra's callback around a run or a multirun, before it writes anything: refuses what cannot
-    run, holds the folder against other processes. After a multirun: the summary and the exit code.
+    run and holds the folder against other processes. After a multirun: the summary and the exit
+    code.
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """A single run gets a folder that no other run has, or goes on in its own."""
+        """A single run gets a folder that no other run has, or resumes in its own."""
+        refuse_unswept(config)
         folder = Path(config.hydra.run.dir)
         resumes = config.get("resume") is not None
         if resumes and not (folder / ".hydra" / "config.yaml").is_file():
             exit_with_usage_error(f"resume={folder} is no run folder: it has no .hydra/config.yaml")
         if not resumes and is_rank_zero():
             if (folder / "metrics.json").exists():
-                longer = f"resume={folder} trainer.max_epochs=N trains it longer"
                 exit_with_usage_error(
-                    f"hydra.run.dir={folder} holds a finished run; {longer}, another folder keeps both"
+                    f"hydra.run.dir={folder} holds a finished run; resume={folder} "
+                    "trainer.max_epochs=N trains it longer, another folder keeps both"
                 )
             if (folder / "checkpoints" / "last.ckpt").exists():
                 exit_with_usage_error(
-                    f"hydra.run.dir={folder} holds an unfinished run; resume={folder} goes on with it"
+                    f"hydra.run.dir={folder} holds an unfinished run; resume={folder} resumes it"
                 )
-            if not any(o.startswith("hydra.run.dir=") for o in config.hydra.overrides.hydra):
-                folder = make_unique_folder(folder)  # two runs may start in one second
-                with read_write(config.hydra.run):
+            if is_stamped(config.hydra.run):
+                folder = make_unique_folder(folder)
+                with open_dict(config.hydra.run):
                     config.hydra.run.dir = str(folder)
         self._hold(folder, "resume" if resumes else "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """A sweep gets a folder that no other sweep has, or the one that was named."""
+        if config.get("resume") is not None:
+            exit_with_usage_error(
+                "resume= is for a single run; the same multirun with hydra.sweep.dir=<its folder> "
+                "resumes a sweep"
+            )
+        try:
+            refuse_several_devices(config)
+        except UserError as error:
+            exit_with_usage_error(str(error))
+        if str(config.hydra.sweeper.get("direction", "")).endswith("minimize"):
+            exit_with_usage_error(
+                "hydra.sweeper.direction=minimize looks for the worst validation ELBO; "
+                "use hydra/sweeper=optuna_search, or hydra.sweeper.direction=maximize"
+            )
+        folder = Path(config.hydra.sweep.dir)
+        if is_stamped(config.hydra.sweep):
+            folder = make_unique_folder(folder)
+            with open_dict(config.hydra):
+                config.hydra.sweep.dir = str(folder)
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")  # for the jobs
+        self._hold(folder, "hydra.sweep.dir")
+        atexit.register(report_cut_short, folder)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Ends with SystemExit where a job or the summary failed: Hydra turns any other exception
+        of a callback into a warning."""
+        atexit.unregister(report_cut_short)
+        folder = Path(config.hydra.sweep.dir)
+        problems, codes = [], []
+        try:
+            from vae.reports.sweep.summary import summarise
+            from vae.reports.sweep.table import table
+
+            summary = summarise(folder)
+            print(table(summary))
+        except Exception as error:
+            problems += [f"the summary of {folder} failed: {describe(error)}"]
+            codes += [1]
+        jobs = [read_json(path) for path in sorted(folder.glob("*/**/job.json"))]
+        bad = [record for record in jobs if record.get("state") == "failed"]
+        if bad:
+            codes += [record.get("exit_code", 1) for record in bad]
+            problems += [f"{len(bad)} of {len(jobs)} runs failed, see above"]
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+        if codes:
+            sys.exit(min(codes))
 
     def _hold(self, folder: Path, setting: str) -> None:
         try:
@@ -219,35 +237,36 @@ class Sweep(Callback):
         except UserError as error:
             exit_with_usage_error(str(error))
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        if config.get("resume") is not None:
-            exit_with_usage_error(
-                "resume= goes with a single run; the same multirun with hydra.sweep.dir=<its folder> goes on"
-            )
-        try:
-            refuse_several_devices(config)
-        except UserError as error:
-            exit_with_usage_error(str(error))
-        self._hold(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Raises SystemExit with the failed jobs' exit code: of Hydra's ways out this one is not
-        swallowed."""
-        from vae.reports.sweep.summary import summarise
-        from vae.reports.sweep.table import table
+def refuse_unswept(config: DictConfig) -> None:
+    """An experiment made for a multirun lists what it sweeps in hydra.sweeper.params."""
+    params = config.hydra.sweeper.get("params") or {}
+    given = {override.lstrip("+~").split("=")[0] for override in config.hydra.overrides.task}
+    swept = [f"{key}={value}" for key, value in params.items() if key not in given]
+    if swept:
+        exit_with_usage_error(
+            f"these settings are for a multirun over {' '.join(swept)}: add -m to the command"
+        )
 
-        summary = summarise(Path(config.hydra.sweep.dir))
-        print(table(summary))
-        bad = summary.of_state("failed")
-        if bad:
-            codes = [
-                read_json(summary.folder / run.folder / "job.json").get("exit_code", 1)
-                for run in bad
-            ]
-            print(
-                f"error: {len(bad)} of {len(summary.runs)} runs failed, see above", file=sys.stderr
-            )
-            sys.exit(min(codes))
+
+def is_stamped(node: DictConfig) -> bool:
+    """Whether the folder is named by the time, to the second: two commands may start in one."""
+    settings: Any = OmegaConf.to_container(node, resolve=False)
+    return "${now:" in str(settings["dir"])
+
+
+def report_cut_short(folder: Path) -> None:
+    """When the process ends before the sweep did: which jobs were killed, and how to resume."""
+    from vae.reports.sweep.runs import read_runs
+
+    with contextlib.suppress(UserError):
+        for run in read_runs(folder):
+            if run.state == "killed":
+                print(f"error: {run.folder}: {run.explanation}", file=sys.stderr)
+    print(
+        f"the sweep ended early; the same command with hydra.sweep.dir={folder} resumes it",
+        file=sys.stderr,
+    )
 
 
 def exit_with_usage_error(line: str) -> NoReturn:

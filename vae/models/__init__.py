@@ -2,6 +2,7 @@
 
 from vae.models.convolutional import ConvDecoder, ConvEncoder
 from vae.models.elbo import ELBOTerms
+from vae.models.fully_connected import FullyConnectedVAE
 from vae.models.likelihoods import Bernoulli, Gaussian, Likelihood
 from vae.models.networks import Decoder, Encoder
 from vae.models.objectives import ELBO, IWAE, BetaELBO, FreeBits
@@ -19,6 +20,7 @@ __all__ = [
     "ELBOTerms",
     "Encoder",
     "FreeBits",
+    "FullyConnectedVAE",
     "Gaussian",
     "Likelihood",
     "count_parameters",

@@ -28,6 +28,7 @@ OUTPUTS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "sigmoid": nn.Sigm
 class Encoder(nn.Module):
     """Fully connected encoder; no hidden layer makes it the lab's baseline.
 
+    Its hidden layers are either `hidden`, a width each, or `depth` layers of one `width`.
     `log_sd_range` = (low, high) bounds the log standard deviation softly; None leaves it as the
     last layer gives it.
     """
@@ -39,8 +40,11 @@ class Encoder(nn.Module):
         activation: str = "relu",
         log_sd_range: tuple[float, float] | None = None,
         image_shape: Sequence[int] = MNIST_SHAPE,
+        depth: int = 0,
+        width: int | None = None,
     ) -> None:
         super().__init__()
+        hidden = hidden_widths(hidden, depth, width)
         self.layers = mlp([math.prod(image_shape), *hidden, 2 * latent_dim], activation)
         self.log_sd_range = log_sd_range
 
@@ -54,7 +58,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Fully connected decoder; a sigmoid output keeps the mean image in [0, 1]."""
+    """Fully connected decoder; a sigmoid output keeps the mean image in [0, 1].
+
+    Its hidden layers are given as an encoder's are. The output "auto" is linear without hidden
+    layers, as in the lab's baseline, and a sigmoid with some.
+    """
 
     def __init__(
         self,
@@ -63,14 +71,33 @@ class Decoder(nn.Module):
         activation: str = "relu",
         output: str = "linear",
         image_shape: Sequence[int] = MNIST_SHAPE,
+        depth: int = 0,
+        width: int | None = None,
     ) -> None:
         super().__init__()
+        hidden = hidden_widths(hidden, depth, width)
+        if output == "auto":
+            output = "sigmoid" if hidden else "linear"
         self.layers = mlp([latent_dim, *hidden, math.prod(image_shape)], activation)
         self.output = OUTPUTS[output]()
         self.image_shape = tuple(image_shape)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.output(self.layers(z)).unflatten(1, self.image_shape)  # [B, C, H, W]
+
+
+def hidden_widths(hidden: Sequence[int], depth: int, width: int | None) -> list[int]:
+    """The widths of the hidden layers, from `hidden` or from `depth` and `width`.
+
+    Raises ValueError where both say something, or the depth has no width.
+    """
+    if depth == 0:
+        return [*hidden]
+    if hidden:
+        raise ValueError(f"hidden={[*hidden]} and depth={depth}: give one of them")
+    if width is None:
+        raise ValueError(f"depth={depth} needs a width")
+    return [width] * depth
 
 
 def mlp(widths: Sequence[int], activation: str) -> nn.Sequential:

@@ -61,11 +61,12 @@ def make_unique_folder(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, setting: str = "hydra.run.dir") -> Iterator[None]:
+def folder_lock(folder: Path, setting: str = "hydra.run.dir", timeout: float = 0) -> Iterator[None]:
     """Hold a folder against other processes, which get a UserError; a process that is killed gives
     it back.
 
-    Of one run's processes the first holds it, for all of them.
+    Of one run's processes the first holds it, for all of them. Waits `timeout` seconds for another
+    process to end, without limit where it is negative.
     """
     from filelock import FileLock, Timeout  # slow to import
 
@@ -75,7 +76,7 @@ def folder_lock(folder: Path, setting: str = "hydra.run.dir") -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", is_singleton=True)  # within a process it can be taken again
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=timeout, poll_interval=0.2)
     except Timeout:
         raise UserError(
             f"{setting}={folder}: another process is writing there; wait for its end or stop it"
@@ -84,6 +85,21 @@ def folder_lock(folder: Path, setting: str = "hydra.run.dir") -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the folder; False where that cannot be found out."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        with FileLock(folder / ".lock").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def is_rank_zero() -> bool:

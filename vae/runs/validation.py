@@ -119,7 +119,11 @@ RULES: dict[str, Rule] = {
     ),
     "model.*.blocks": integer(0, 100),
     "model.*.activation": one_of(*ACTIVATIONS),
-    "model.decoder.output": one_of(*OUTPUTS),
+    "model.depth": integer(0, 16),
+    "model.width": optional(integer(1, 8192)),
+    "model.*.depth": integer(0, 16),
+    "model.*.width": optional(integer(1, 8192)),
+    "model.decoder.output": one_of("auto", *OUTPUTS),
     "model.encoder.log_sd_range": (log_sd_range, "[low,high] with low < high, or null"),
     "data.name": (
         text,

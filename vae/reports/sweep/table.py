@@ -1,21 +1,45 @@
-"""The summary of a sweep as a table on the screen, CSV and JSON."""
+"""The summary of a sweep for the screen, as CSV files and as JSON."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
-from vae.reports.sweep.measure import Point, Summary
+from vae.reports.sweep.groups import Group, Summary
+from vae.reports.sweep.runs import as_text, to_frame
+from vae.runs.files import atomic_write
+from vae.runs.printable import csv_cell, printable
+
+# Header, metric, digits, whether its standard error and standard deviation are shown.
+COLUMNS = (
+    ("val ELBO", "val/elbo", 2, True),
+    ("test ELBO", "test/elbo", 2, True),
+    ("optimum", "oracle/test_elbo", 2, False),
+    ("KL", "test/kl", 2, False),
+    ("active", "active", 1, False),
+    ("s", "time/fit_seconds", 1, False),
+)
 
 
-def write_csv(path: Path, summary: Summary) -> None:
-    names = list(dict.fromkeys(name for run in summary.runs for name in run.metrics))
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "state", *summary.swept, *names, "problems"])
-        for run in summary.runs:
-            settings = [run.value(key) for key in summary.swept]
-            figures = [run.metrics.get(name) for name in names]
-            writer.writerow([run.folder, run.state, *settings, *figures, "; ".join(run.problems)])
+def write_csv(folder: Path, summary: Summary) -> None:
+    """summary.csv has a row for each run, groups.csv one for each group of trainings."""
+    import pandas as pd
+
+    runs = to_frame(summary.runs, summary.swept)
+    names = dict.fromkeys(name for group in summary.groups for name in group.mean)
+    rows = [
+        {"line": group.line, summary.x: as_text(group.x), "trainings": len(group.runs)}
+        | {
+            f"{name} {label}": values.get(name)
+            for name in names
+            for label, values in (
+                ("mean", group.mean),
+                ("standard deviation over trainings", group.standard_deviation),
+                ("standard error of the mean", group.standard_error),
+            )
+        }
+        for group in summary.groups
+    ]
+    for name, frame in (("summary.csv", runs), ("groups.csv", pd.DataFrame(rows))):
+        atomic_write(folder / name, frame.map(csv_cell).to_csv(index=False))
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
@@ -25,7 +49,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "swept": summary.swept,
         "best": best
         and {"run": best.folder, "val/elbo": best.metrics["val/elbo"], "command": best.command},
-        "points": [vars(point) for point in summary.points],
+        "groups": [vars(group) for group in summary.groups],
         "runs": [
             {
                 "run": run.folder,
@@ -40,50 +64,51 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 
 def table(summary: Summary) -> str:
-    """For the screen: a row a point, then what failed, the best run and how to repeat it."""
-    head = f"{'':<20}{summary.x.split('.')[-1]:>12}{'val ELBO':>18}{'test ELBO':>18}{'optimum':>9}{'KL':>8}"
-    lines = [head + f"{'active':>8}{'s':>7}"] if summary.points else []
-    for p in summary.points:
-        elbos = "".join(f"{format_mean(p, name, 2):>18}" for name in ("val/elbo", "test/elbo"))
-        rest = "".join(
-            f"{format_mean(p, name, digits, error=False):>{width}}"
-            for name, digits, width in (
-                ("oracle/test_elbo", 2, 9),
-                ("test/kl", 2, 8),
-                ("active", 1, 8),
-                ("time/fit_seconds", 1, 7),
-            )
-        )
-        lines.append(f"{p.line:<20}{p.x!s:>12}{elbos}{rest}")
-    lines += [
-        f"failed: {summary.name(run)}: {'; '.join(run.problems)}"
-        for run in summary.of_state("failed")
-    ]
-    lines += [f"unfinished: {summary.name(run)}" for run in summary.of_state("unfinished")]
+    """A row for each group, then the runs that did not finish, the best run and its command."""
+    lines = group_table(summary.groups, summary.x.split(".")[-1]) if summary.groups else []
+    for run in summary.runs:
+        if run.state != "finished":
+            lines.append(": ".join(filter(None, [run.state, summary.name(run), run.explanation])))
     best = summary.best
     if best is not None:
         lines += [
             f"best: {summary.name(best)}, val ELBO {best.metrics['val/elbo']:.2f}",
             f"again: {best.command}",
         ]
-    return "\n".join(
-        [*lines, f"{summary.folder}/summary.{{png,csv,json}}: {count_states(summary)}"]
-    )
+    lines += [f"{summary.folder}/summary.{{png,csv,json}}: {summary.count_states()}"]
+    return "\n".join(printable(line, 10_000) for line in lines)
 
 
-def count_states(summary: Summary) -> str:
-    states = ("finished", "failed", "unfinished")
-    return ", ".join(
-        f"{n} {state}"
-        for state in states
-        if (n := len(summary.of_state(state))) or state == "finished"
-    )
+def group_table(groups: list[Group], x: str) -> list[str]:
+    """Lines of equal columns; the spreads over trainings only where there are several."""
+    repeated = any(len(group.runs) > 1 for group in groups)
+    head = ["", x] + (["trainings"] if repeated else [])
+    for name, _, _, spread in COLUMNS:
+        head += [name, "± s.e.", "s.d."] if spread and repeated else [name]
+    rows = [head]
+    for group in groups:
+        x_text = f"{group.x:.6g}" if isinstance(group.x, float) else as_text(group.x)
+        row = [group.line, x_text] + ([str(len(group.runs))] if repeated else [])
+        for _, name, digits, spread in COLUMNS:
+            row.append(format_number(group.mean.get(name), digits))
+            if spread and repeated:
+                row.append(format_number(group.standard_error.get(name), digits, "± "))
+                row.append(format_number(group.standard_deviation.get(name), digits))
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    ]
+    if repeated:
+        lines.append("s.e.: standard error of the mean; s.d.: standard deviation over trainings")
+    return lines
 
 
-def format_mean(point: Point, name: str, digits: int, error: bool = True) -> str:
-    mean, spread = point.mean.get(name), point.error.get(name)
-    if mean is None:
-        return "–"
-    return f"{mean:.{digits}f}" + (
-        f" ± {spread:.{digits}f}" if error and spread is not None else ""
-    )
+def format_number(value: float | None, digits: int, sign: str = "") -> str:
+    return "–" if value is None else f"{sign}{value:.{digits}f}"

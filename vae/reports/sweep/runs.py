@@ -1,0 +1,197 @@
+"""The runs below a folder: their settings, metrics and states, as records and as a DataFrame.
+
+Reads a run's settings, metrics.json and job.json, never a checkpoint, and does not import torch.
+"""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from vae.runs.errors import UserError
+from vae.runs.files import is_locked, read_json
+from vae.runs.identity import affects_result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEED = "seed"
+STATES = ("finished", "failed", "killed", "running", "unfinished")
+MAX_SETTINGS_BYTES = 1_000_000
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster in C
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run below a sweep's folder.
+
+    `state`: "finished" (it has metrics), "failed" (with `problems`), "running" (a process holds the
+    folder), "killed" (its job began and its process is gone), "unfinished" (any other run without
+    metrics).
+    """
+
+    folder: str  # below the sweep's folder
+    state: str
+    overrides: list[str]
+    choices: dict[str, str]  # the option chosen of each config group
+    problems: list[str]
+    metrics: dict[str, float | None]  # None: not finite
+    settings: dict[str, Any]
+    threads: int | None = None
+
+    @property
+    def model(self) -> str:
+        return str(select(self.settings, "model.name") or "vae")
+
+    @property
+    def explanation(self) -> str:
+        """Why it has no metrics."""
+        if self.state == "killed":
+            return (
+                "killed by the system, as when it is out of memory, or by a user; the same command "
+                "with hydra.sweep.dir=<the sweep's folder> resumes it"
+            )
+        return "; ".join(self.problems)
+
+    @property
+    def command(self) -> str:
+        """The command that repeats this run, with the number of threads it had."""
+        given = self.threads and self.overridden("threads") is None
+        threads = [f"threads={self.threads}"] if given else []
+        return shlex.join(["python", "-m", "vae.train", *self.overrides, *threads])
+
+    def value(self, key: str) -> Any:
+        """The value of a setting, or the option chosen of a config group such as `model`."""
+        value = select(self.settings, key)
+        if isinstance(value, dict) or value is None:
+            name = value.get("name") if isinstance(value, dict) else None
+            return self.choices.get(key) or self.overridden(key) or name
+        return value
+
+    def overridden(self, key: str) -> str | None:
+        """The text that an override gave to `key`, or None."""
+        return dict(split_override(override) for override in self.overrides).get(key)
+
+
+def read_sweep(folder: str | Path) -> "pd.DataFrame":
+    """A row for each run below `folder`: its folder and state, the settings that differ between
+    runs, its metrics, and the problems of a failed run.
+
+    The columns of settings are in `frame.attrs["swept"]`. Raises UserError where there are no runs.
+    """
+    runs = read_runs(Path(folder))
+    return to_frame(runs, swept_keys(runs))
+
+
+def to_frame(runs: list[SweepRun], swept: list[str]) -> "pd.DataFrame":
+    import pandas as pd
+
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    rows = [
+        {"run": run.folder, "state": run.state}
+        | {key: plain(run.value(key)) for key in swept}
+        | {name: run.metrics.get(name) for name in names}
+        | {"problems": "; ".join(run.problems)}
+        for run in runs
+    ]
+    frame = pd.DataFrame(rows, columns=["run", "state", *swept, *names, "problems"])
+    frame[names] = frame[names].astype(float)
+    frame.attrs["swept"] = swept
+    return frame
+
+
+def read_runs(sweep: Path) -> list[SweepRun]:
+    """Every run below the folder, by name; UserError where there is none."""
+    folders = sorted(path.parents[1] for path in sweep.glob("**/.hydra/config.yaml"))
+    if not folders:
+        raise UserError(f"sweep={sweep}: no runs in it")
+    return [read_run(sweep, folder) for folder in folders]
+
+
+def read_run(sweep: Path, folder: Path) -> SweepRun:
+    metrics, job = read_json(folder / "metrics.json"), read_json(folder / "job.json")
+    settings = read_yaml(folder / ".hydra" / "config.yaml")
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / '.hydra' / 'config.yaml'} is not the settings of a run")
+    state = run_state(folder, metrics, job)
+    latents = select(settings, "model.latent_dim")
+    for name, collapsed in (("active", "test/collapsed"), ("oracle/active", "oracle/collapsed")):
+        if isinstance(latents, int) and isinstance(metrics.get(collapsed), int | float):
+            metrics[name] = latents - metrics[collapsed]
+    overrides = read_yaml(folder / ".hydra" / "overrides.yaml")
+    choices = select(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices")
+    return SweepRun(
+        folder=str(folder.relative_to(sweep)),
+        state=state,
+        overrides=[str(o) for o in overrides] if isinstance(overrides, list) else [],
+        choices=choices if isinstance(choices, dict) else {},
+        problems=[str(p) for p in job.get("problems", [])] if state == "failed" else [],
+        metrics={k: v for k, v in metrics.items() if is_number(v)} if state == "finished" else {},
+        settings=settings,
+        threads=read_json(folder / "environment.json").get("threads"),
+    )
+
+
+def run_state(folder: Path, metrics: dict[str, Any], job: dict[str, Any]) -> str:
+    """One of STATES. A job that failed and was finished later by resume= is finished."""
+    if metrics and not job.get("refused"):
+        return "finished"
+    if job.get("state") == "failed":
+        return "failed"
+    if is_locked(folder):
+        return "running"
+    return "killed" if job.get("state") == "running" else "unfinished"
+
+
+def swept_keys(runs: list[SweepRun]) -> list[str]:
+    """The overridden settings and groups that a result depends on and whose value differs between
+    runs, in command-line order; the model where it differs without an override."""
+    keys = dict.fromkeys(split_override(o)[0] for run in runs for o in run.overrides)
+    swept = [
+        key
+        for key in keys
+        if affects_result(key) and len({str(run.value(key)) for run in runs}) > 1
+    ]
+    if len({run.model for run in runs}) > 1 and not {"model", "model.name"} & {*swept}:
+        swept.append("model.name")
+    return swept
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's plain content; None where it is missing, damaged or unreasonably large."""
+    try:
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            return None
+        return yaml.load(path.read_text(encoding="utf-8"), SAFE_LOADER)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def select(settings: Any, key: str) -> Any:
+    """A setting by its dotted key; None where there is none."""
+    for part in key.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as an override writes it."""
+    if isinstance(value, list):
+        return "[" + ",".join(as_text(child) for child in value) + "]"
+    return "null" if value is None else str(value)
+
+
+def plain(value: Any) -> Any:
+    """A value that fits a column of a table: a list as its text."""
+    return as_text(value) if isinstance(value, list) else value
+
+
+def split_override(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, value
+
+
+def is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
