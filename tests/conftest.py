@@ -15,7 +15,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vae.data.datamodule import ImageDataModule
+from vae.models.networks import Decoder, Encoder
 from vae.models.vae import VAE
+from vae.theory.ppca import PPCA, Spectrum
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +44,16 @@ def set_linear(model: VAE, weights: dict[str, torch.Tensor]) -> VAE:
         pixels.weight.copy_(weights["W"])
         pixels.bias.copy_(weights["b"])
     return model
+
+
+def at_optimum(images: torch.Tensor, m: int, sigma: float) -> VAE:
+    """A linear encoder and decoder at the pPCA solution of images [N, C, H, W], in float32."""
+    weights = PPCA(Spectrum.of(images), m, sigma).weights()
+    shape = tuple(images.shape[1:])
+    model = VAE(
+        Encoder(m, image_shape=shape), Decoder(m, image_shape=shape), m, sigma, image_shape=shape
+    )
+    return set_linear(model, weights).float().requires_grad_(False).eval()
 
 
 @pytest.fixture(autouse=True)

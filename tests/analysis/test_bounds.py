@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import at_optimum
 from torch import nn
 
 from vae.analysis.ais import ais
@@ -23,21 +24,6 @@ def digits() -> torch.Tensor:
     return (
         read_idx(SOURCES["digits"].files(Path("tests"), train=False)[0]).unsqueeze(1).float() / 255
     )
-
-
-def linear_vae(m: int, sigma: float) -> VAE:
-    return VAE(Encoder(m), Decoder(m), m, sigma)
-
-
-def at_optimum(images: torch.Tensor, m: int, sigma: float) -> VAE:
-    """The pPCA solution of these images as a linear pair."""
-    weights = PPCA(Spectrum.of(images), m, sigma).weights()
-    model = linear_vae(m, sigma)
-    encoder, decoder = model.encoder.layers[0], model.decoder.layers[0]
-    encoder.weight.data = torch.cat([weights["V"], torch.zeros_like(weights["V"])]).float()
-    encoder.bias.data = torch.cat([weights["c"], weights["log_sd"]]).float()
-    decoder.weight.data, decoder.bias.data = weights["W"].float(), weights["b"].float()
-    return model.requires_grad_(False).eval()
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import at_optimum
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from test_estimators import at_optimum
 
 from vae.compare import compare
 from vae.data.batches import as_images
@@ -321,7 +321,7 @@ def test_a_failure_on_the_way_overwrites_nothing(runs, tmp_path, monkeypatch):
     def broken(*_):
         raise MemoryError
 
-    monkeypatch.setattr("vae.reports.evaluation.measure.samples", broken)
+    monkeypatch.setattr("vae.reports.evaluation.samples.samples", broken)
     with pytest.raises(MemoryError):
         evaluate(settings("evaluate", f"run={run}", *SMALL, f"classifier.folder={tmp_path}"))
     assert (run / "evaluation.json").read_text() == '{"kept": 1}'

@@ -14,7 +14,7 @@ from vae.analysis.chain import (
 )
 from vae.analysis.classifier import Classifier
 from vae.models.vae import VAE
-from vae.reports.evaluation.measure import Figures, Settings, bar, generator_of
+from vae.reports.evaluation.metrics import Metrics, Settings, progress, seeded_generator
 from vae.theory.linear import (
     affine_weights,
     kl_to_standard_normal,
@@ -33,18 +33,18 @@ REPORTED_STEPS = (
 )  # steps of the chain that are looked at, beside the last one
 
 
-def chains(model: VAE, classifier: Classifier, settings: Settings) -> Figures:
+def chains(model: VAE, classifier: Classifier, settings: Settings) -> Metrics:
     """The chain decode → sample → encode → sample: its law where that is known, and what simulation
     shows."""
     n, steps = settings["chain"]["chains"], settings["chain"]["steps"]
-    generator = generator_of(settings["seed"], model.device)
+    generator = seeded_generator(settings["seed"], model.device)
     start = torch.randn(n, model.latent_dim, generator=generator, device=model.device)
     kept = max(
         1, min(n, 2**25 // (steps * model.latent_dim))
     )  # chains whose every state is kept: 128 MiB
     followed = min(n, 100)  # chains whose every image is classified for 100 steps
     path, states, looks, classes = [], [], [], []
-    for t, (z, frame) in enumerate(bar("chain")(run_chain(model, start, steps, generator))):
+    for t, (z, frame) in enumerate(progress("chain")(run_chain(model, start, steps, generator))):
         if not (torch.isfinite(z).all() and torch.isfinite(frame).all()):
             break
         path.append(z[:kept].cpu().clone())
@@ -59,7 +59,7 @@ def chains(model: VAE, classifier: Classifier, settings: Settings) -> Figures:
     gain = torch.cat([local_gain(model, part) for part in torch.cat(states).split(at_once)])
     tau = autocorrelation_time(torch.stack(path)).max().item() if len(path) > 100 else math.nan
     kl, p = one_step_test(model, 20 * n, generator)
-    figures: Figures = {
+    metrics: Metrics = {
         "chain/chains": n,
         "chain/steps": steps,
         "chain/finite": float(len(path) == steps + 1),
@@ -81,13 +81,13 @@ def chains(model: VAE, classifier: Classifier, settings: Settings) -> Figures:
         "chain/classes_visited": sum(len(one.unique()) for one in visited.unbind(1)) / followed,
     }
     if affine_weights(model) is not None:
-        figures |= linear_chain(model, 20 * n, generator)
-    mixing = figures["chain/mixing_steps"]
-    figures["chain/memory_at_100"] = (1 - 1 / mixing) ** 100
-    return figures
+        metrics |= linear_chain(model, 20 * n, generator)
+    mixing = metrics["chain/mixing_steps"]
+    metrics["chain/memory_at_100"] = (1 - 1 / mixing) ** 100
+    return metrics
 
 
-def linear_chain(model: VAE, n: int, generator: torch.Generator) -> Figures:
+def linear_chain(model: VAE, n: int, generator: torch.Generator) -> Metrics:
     """ρ(V W), the stationary law of the trained weights, and a simulation of n chains held against
     it.
 
@@ -97,15 +97,15 @@ def linear_chain(model: VAE, n: int, generator: torch.Generator) -> Figures:
     pair = affine_weights(model)
     assert pair is not None
     radius = spectral_radius(pair)
-    figures: Figures = {"chain/spectral_radius": radius}
-    figures["chain/mixing_steps"] = 1 / (1 - radius) if radius < 1 else math.inf
+    metrics: Metrics = {"chain/spectral_radius": radius}
+    metrics["chain/mixing_steps"] = 1 / (1 - radius) if radius < 1 else math.inf
     law = stationary_law(model, pair)
-    figures["chain/has_limit"] = float(law is not None)
+    metrics["chain/has_limit"] = float(law is not None)
     if law is None:
-        return figures
-    steps = max(1, min(200, round(figures["chain/mixing_steps"])))
+        return metrics
+    steps = max(1, min(200, round(metrics["chain/mixing_steps"])))
     ends = []
-    for part in bar("long simulation")(
+    for part in progress("long simulation")(
         sample_law(law, n, torch.Generator().manual_seed(0)).float().split(1000)
     ):
         for z, _ in run_chain(model, part.to(model.device), steps, generator):
@@ -119,7 +119,7 @@ def linear_chain(model: VAE, n: int, generator: torch.Generator) -> Figures:
         (1 + law.covariance_matrix.trace() ** 2 / law.covariance_matrix.square().sum()) / n
     )
     kl, p = gaussian_test(z, law)
-    return figures | {
+    return metrics | {
         "chain/stationary_mean": law.loc.tolist(),
         "chain/stationary_covariance": law.covariance_matrix.tolist(),
         "chain/stationary_kl": kl_to_standard_normal(law),

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 
-def table(f: Figures) -> str:
-    """The figures, fresh or read back, part by part; likelihoods in nats per image with their
+def table(f: Metrics) -> str:
+    """The metrics, fresh or read back, part by part; likelihoods in nats per image with their
     standard errors."""
     f = with_nan(f)
     parts = [likelihood_rows(f), collapse_rows(f)]
@@ -28,13 +28,13 @@ def with_nan(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def row(name: str, f: Figures, key: str, note: str = "", digits: int = 2) -> str:
+def row(name: str, f: Metrics, key: str, note: str = "", digits: int = 2) -> str:
     value, error = f[key], f.get(f"{key}_se")
     spread = "" if error is None else f" ± {error:.{digits}f}"
     return f"{name:<40}{value:>10.{digits}f}{spread:<11}{note}".rstrip()
 
 
-def likelihood_rows(f: Figures) -> Iterator[str]:
+def likelihood_rows(f: Metrics) -> Iterator[str]:
     yield f"nats per image, {f['test/images']:,} images, {f['test/samples']} latent sample(s) each"
     yield row("ELBO", f, "test/elbo")
     yield row("  log-likelihood", f, "test/log_likelihood")
@@ -71,7 +71,7 @@ def likelihood_rows(f: Figures) -> Iterator[str]:
             yield row("bits per dimension, at most", f, key, f"from {key.removeprefix('bits/')}", 4)
 
 
-def collapse_rows(f: Figures) -> Iterator[str]:
+def collapse_rows(f: Metrics) -> Iterator[str]:
     yield f"latents of {f['collapse/latents']}, by threshold" + "".join(
         f"{t:>9g}" for t in f["collapse/thresholds"]
     )
@@ -99,7 +99,7 @@ def spectrum(kl: list[float], shown: int = 10) -> str:
     return " ".join(f"{v:.2f}" for v in ordered[:shown]) + (" …" if len(ordered) > shown else "")
 
 
-def chain_rows(f: Figures) -> Iterator[str]:
+def chain_rows(f: Metrics) -> Iterator[str]:
     kept = (
         "stayed finite" if f["chain/finite"] else f"NOT finite after step {f['chain/finite_steps']}"
     )
@@ -139,7 +139,7 @@ def chain_rows(f: Figures) -> Iterator[str]:
     yield f"mixing time {mixing:.0f} steps: 100 steps are {near} the limit, {left:.0%} of the start is left"
 
 
-def sample_rows(f: Figures) -> Iterator[str]:
+def sample_rows(f: Metrics) -> Iterator[str]:
     kinds = {"mean": "f(z)", "clipped": "f(z) clipped to [0, 1]", "noisy": "draws of p(x|z)"}
     kind = kinds[f["samples/kind"]]
     yield f"samples: {f['samples/n']:,} of {kind} against as many test images; floor: train against test"
@@ -163,7 +163,7 @@ def sample_rows(f: Figures) -> Iterator[str]:
         yield f"{name:<34}" + "".join(f"{cell:>20}" for cell in cells)
 
 
-def against_rows(f: Figures) -> Iterator[str]:
+def against_rows(f: Metrics) -> Iterator[str]:
     yield f"less {f['against']}, paired over images"
     for key in f:
         if key.startswith("against/") and not key.endswith("_se"):
