@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ import pytest
 from conftest import ROOT, ShortRun
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from vae.training.history import read_history
 
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
@@ -127,3 +131,54 @@ def compare_with_page(section: str, keys: set[str]) -> None:
     assert not missing, f"docs/metrics.md lacks {sorted(missing)}"
     unused = {name for name, p in patterns.items() if not any(p.fullmatch(k) for k in found)}
     assert not unused, f"docs/metrics.md has {sorted(unused)}, which no run writes"
+
+
+# docs/extending.md, word for word.
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with conf/ and the files that the page shows."""
+    folder = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    blocks = r"^`([\w./]+)`:\n\n```(?:yaml|python)\n(.*?)```"
+    for name, text in re.findall(blocks, DOCUMENTS[OWN], re.DOTALL | re.MULTILINE):
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.slow
+def test_what_the_page_adds_runs_as_it_stands(extended: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every training command, in order; then the commands that open such runs later."""
+    import vae
+    from vae.compare import compare
+    from vae.evaluate import evaluate
+    from vae.runs.errors import UserError
+    from vae.train import train
+
+    monkeypatch.chdir(extended)
+    monkeypatch.syspath_prepend(extended)
+    runs: dict[str, Path] = {}
+    with initialize_config_dir(str(extended / "conf"), version_base="1.3"):
+        shown = "\n".join(re.findall(r"```bash\n(.*?)```", DOCUMENTS[OWN], re.DOTALL))
+        for command, overrides in commands(shown):
+            if command == "train":
+                name = overrides[0].split("=")[1]
+                runs[name] = extended / "outputs" / name
+                config = compose("train", [*overrides, "trainer.accelerator=cpu"])
+                (runs[name] / ".hydra").mkdir(parents=True)
+                OmegaConf.save(config, runs[name] / ".hydra" / "config.yaml")
+                metrics = train(config, runs[name])
+                assert metrics["val/elbo"] > -200, overrides  # untrained it is below −1000
+        with pytest.raises(UserError, match=r"residual\.ResidualEncoder is refused"):
+            vae.load_run(runs["residual"])
+        run = vae.load_run(runs["residual"], allow=("residual",))
+        assert type(run.model.encoder).__name__ == "ResidualEncoder"
+        quick = ["iwae.images=0", "chain.chains=0", "samples.n=0", "allow=[residual]"]
+        found = evaluate(compose("evaluate", [f"run={runs['residual']}", *quick]))
+        assert found["test/elbo"] == pytest.approx(run.metrics["test/elbo"], abs=1e-3)
+        pair = f"runs=[{runs['residual']},{runs['laplace']}]"
+        page = compare(compose("compare", [pair, "allow=[residual,laplace]", "out=page"]))
+    assert "Laplace" in page.read_text()
+    history = read_history(runs["smooth"])
+    assert history[-1]["val/elbo"] > history[0]["val/elbo"]
