@@ -2,40 +2,49 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS ?=
-EXTRAS ?= dev,joblib,submitit
+EXTRAS ?= dev,joblib,submitit,optuna
+SEEDS ?= 1
+# What `make lab` measures of each run beyond its ELBO: the quality of its samples, within half a minute.
+QUICK ?= iwae.images=100 iwae.K=[1,100] chain.steps=100 samples.n=2000
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab compare evaluate networks train sweep tensorboard bench test torture check
+.PHONY: help install lab train evaluate compare networks sweep tensorboard bench \
+	test test-all torture check
 
 help: ## what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 install: $(VENV)/installed ## the virtual environment with the tested versions
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@
 
-lab: $(VENV)/installed ## the main job: train the baseline and the deep pair on MNIST, compare them on a page
-	@stamp=$$(date +%Y-%m-%d/%H-%M-%S) && \
-	$(RUN) -m vae.train model=baseline hydra.run.dir=outputs/$$stamp-baseline $(ARGS) && \
-	$(RUN) -m vae.train model=deep hydra.run.dir=outputs/$$stamp-deep $(ARGS) && \
-	$(RUN) -m vae.compare "runs=[outputs/$$stamp-baseline,outputs/$$stamp-deep]" out=outputs/$$stamp-compare && \
-	echo "'make tensorboard' shows both runs on the dashboard."
+lab: $(VENV)/installed ## the main job: train baseline and deep on MNIST and compare them; SEEDS=3 trains each three times
+	@set -e; stamp=$$(date +%Y-%m-%d/%H-%M-%S); runs=; \
+	for seed in $$(seq 0 $$(($(SEEDS) - 1))); do for model in baseline deep; do \
+		run=outputs/$$stamp-$$model; [ $$seed = 0 ] || run=$$run-seed$$seed; \
+		$(RUN) -m vae.train model=$$model seed=$$seed hydra.run.dir=$$run $(ARGS); \
+		$(RUN) -m vae.evaluate run=$$run $(QUICK); \
+		runs=$$runs,$$run; \
+	done; done; \
+	$(RUN) -m vae.compare "runs=[$${runs#,}]" out=outputs/$$stamp-compare; \
+	echo "'make tensorboard' shows the runs on the dashboard."
+
+train: $(VENV)/installed ## one run: make train ARGS="model=deep model.latent_dim=8"
+	$(RUN) -m vae.train $(ARGS)
+
+evaluate: $(VENV)/installed ## full-strength estimators: make evaluate ARGS="run=<run folder>"
+	$(RUN) -m vae.evaluate $(ARGS)
 
 compare: $(VENV)/installed ## runs on one page: make compare ARGS="runs=[<run folder>,<run folder>]"
 	$(RUN) -m vae.compare $(ARGS)
 
-evaluate: $(VENV)/installed ## full-strength figures of a run: make evaluate ARGS="run=<run folder>"
-	$(RUN) -m vae.evaluate $(ARGS)
-
 networks: $(VENV)/installed ## a run's networks as files for use elsewhere: make networks ARGS="run=<run folder>"
 	$(RUN) -m vae.export $(ARGS)
-
-train: $(VENV)/installed ## one run: make train ARGS="model=deep model.latent_dim=8"
-	$(RUN) -m vae.train $(ARGS)
 
 sweep: $(VENV)/installed ## both models over six latent dimensions: make sweep ARGS="trainer.max_epochs=5"
 	$(RUN) -m vae.train --multirun model=baseline,deep model.latent_dim=2,4,8,16,32,64 $(ARGS)
@@ -43,17 +52,21 @@ sweep: $(VENV)/installed ## both models over six latent dimensions: make sweep A
 tensorboard: $(VENV)/installed ## the dashboard over all runs, on this machine only
 	$(VENV)/bin/tensorboard --logdir outputs --host 127.0.0.1
 
-test: $(VENV)/installed ## the tests
-	$(RUN) -m pytest $(ARGS)
-
-bench: $(VENV)/installed ## how fast training is, against a loop by hand and others
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+bench: $(VENV)/installed ## how fast training is, against a hand-written loop and others
+	$(PIP) --editable '.[bench]'
 	$(RUN) benchmarks/bench.py $(ARGS)
 
-torture: $(VENV)/installed ## kill 200 runs at random moments and resume each
+test: $(VENV)/installed ## the tests, but for the slow ones
+	$(RUN) -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/installed ## all tests
+	$(RUN) -m pytest $(ARGS)
+
+torture: $(VENV)/installed ## kill runs at random moments, resume each, compare how they end
 	$(RUN) tests/torture.py $(ARGS)
 
-check: $(VENV)/installed ## lint, format and types
+check: $(VENV)/installed ## lint, format, types and import contracts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports

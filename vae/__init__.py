@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vae.analysis.latents import interpolations, traversals
     from vae.data import ImageDataModule
-    from vae.models import VAE
+    from vae.models import VAE, Decoder, Encoder
     from vae.plots.latents import interpolation_figure, traversal_figure
     from vae.runs.folder import Run, load_data, load_run
     from vae.training import LitVAE
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "VAE",
+    "Decoder",
+    "Encoder",
     "ImageDataModule",
     "LitVAE",
     "Run",
@@ -36,6 +38,8 @@ __all__ = [
 ]
 MODULES = {
     "VAE": "vae.models",
+    "Decoder": "vae.models",
+    "Encoder": "vae.models",
     "ImageDataModule": "vae.data",
     "LitVAE": "vae.training",
     "Run": "vae.runs.folder",

@@ -1,0 +1,184 @@
+"""What the documents show: commands compose, code runs, links lead somewhere, tables are complete."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, ShortRun
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from vae.training.history import read_history
+
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
+}
+OWN = "docs/extending.md"  # names what a reader adds first; a test of its own runs it
+COMMAND = re.compile(r"(?:python -m vae\.|\bvae-)(train|evaluate|compare|summary|export)\b([^\n`|#]*)")
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Name and overrides of every command line; placeholders such as <run folder> become a name."""
+    for name, rest in COMMAND.findall(text.replace("\\\n", " ")):
+        yield name, shlex.split(re.sub(r"<[^>]*>", "placeholder", rest).replace("…", ""))
+
+
+def single_job(overrides: list[str]) -> list[str]:
+    """The overrides of the first job of a sweep, Hydra's own left out."""
+    parsed = OverridesParser.create().parse_overrides(
+        [o for o in overrides if not o.startswith(("-", "hydra"))]
+    )
+    return [
+        f"{o.input_line.split('=')[0]}={next(o.sweep_string_iterator())}"
+        if o.is_sweep_override()
+        else str(o.input_line)
+        for o in parsed
+    ]
+
+
+def test_the_documents_are_there():
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= {*DOCUMENTS}
+    pages = ("extending", "running", "metrics", "results", "benchmarks")
+    assert {f"docs/{page}.md" for page in pages} <= {*DOCUMENTS}
+    assert len(DOCUMENTS["README.md"].splitlines()) <= 190
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_and_picture_leads_somewhere(name: str):
+    for link in re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name]):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in slugs, link
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_make_target_exists(name: str):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", DOCUMENTS[name], re.MULTILINE):
+        assert target in targets
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != OWN])
+def test_every_command_composes(name: str):
+    """Each command line is a set of overrides that Hydra takes: names, groups and grammar."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for command, overrides in commands(DOCUMENTS[name]):
+            compose(command, single_job(overrides))
+
+
+def test_ruff_of_pre_commit_is_the_tested_one():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    (version,) = re.findall(r"rev: v([\d.]+)", hooks)
+    assert f"\nruff=={version}\n" in (ROOT / "constraints.txt").read_text()
+
+
+def test_every_file_of_the_tree_in_the_readme_exists():
+    (tree,) = re.findall(r"```\nvae/\n(.*?)```", DOCUMENTS["README.md"], re.DOTALL)
+    stack = [ROOT / "vae"]
+    names = []
+    for line in tree.splitlines():
+        prefix, found = re.match(r"([│ ├└─]*)((?:[\w.]+/? ?)+?)(?:\s{2,}.*)?$", line).groups()
+        depth = len(prefix) // 4
+        del stack[depth:]
+        for name in found.split():
+            path = stack[-1] / name
+            assert path.exists(), path
+            names.append(path)
+        if found.endswith("/"):
+            stack.append(path)
+    folders = {path for path in (ROOT / "vae").iterdir() if (path / "__init__.py").exists()}
+    assert folders <= {*names}
+
+
+# Every key of metrics.json, evaluation.json and history.csv is in docs/metrics.md, and vice versa.
+
+
+def documented(section: str) -> set[str]:
+    text = DOCUMENTS["docs/metrics.md"].split(f"\n## {section}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    keys = {key for row in rows for key in re.findall(r"`([^`]+)`", row)}
+    return keys | {*re.findall(r"`([\w/]+)`", text.split("|")[0])}
+
+
+def pattern(key: str) -> "re.Pattern[str]":
+    """<split> is a split, <K> a number, any other <…> anything; a sample metric may have a floor."""
+    known = {"split": "(train|val|test)", "K": r"\d+"}
+    parts = re.split(r"<(\w+)>", key)
+    text = "".join(
+        re.escape(part) if i % 2 == 0 else known.get(part, ".+") for i, part in enumerate(parts)
+    )
+    return re.compile(text + ("(_floor)?" if key.startswith("samples/") else ""))
+
+
+def compare_with_page(section: str, keys: set[str]) -> None:
+    patterns = {key: pattern(key) for key in documented(section)}
+    found = {re.sub("_se$", "", key) for key in keys}
+    missing = {key for key in found if not any(p.fullmatch(key) for p in patterns.values())}
+    assert not missing, f"docs/metrics.md lacks {sorted(missing)}"
+    unused = {name for name, p in patterns.items() if not any(p.fullmatch(k) for k in found)}
+    assert not unused, f"docs/metrics.md has {sorted(unused)}, which no run writes"
+
+
+# docs/extending.md, word for word.
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with conf/ and the files that the page shows."""
+    folder = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    blocks = r"^`([\w./]+)`:\n\n```(?:yaml|python)\n(.*?)```"
+    for name, text in re.findall(blocks, DOCUMENTS[OWN], re.DOTALL | re.MULTILINE):
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.slow
+def test_what_the_page_adds_runs_as_it_stands(extended: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every training command, in order; then the commands that open such runs later."""
+    import vae
+    from vae.compare import compare
+    from vae.evaluate import evaluate
+    from vae.runs.errors import UserError
+    from vae.train import train
+
+    monkeypatch.chdir(extended)
+    monkeypatch.syspath_prepend(extended)
+    runs: dict[str, Path] = {}
+    with initialize_config_dir(str(extended / "conf"), version_base="1.3"):
+        shown = "\n".join(re.findall(r"```bash\n(.*?)```", DOCUMENTS[OWN], re.DOTALL))
+        for command, overrides in commands(shown):
+            if command == "train":
+                name = overrides[0].split("=")[1]
+                runs[name] = extended / "outputs" / name
+                config = compose("train", [*overrides, "trainer.accelerator=cpu"])
+                (runs[name] / ".hydra").mkdir(parents=True)
+                OmegaConf.save(config, runs[name] / ".hydra" / "config.yaml")
+                metrics = train(config, runs[name])
+                assert metrics["val/elbo"] > -200, overrides  # untrained it is below −1000
+        with pytest.raises(UserError, match=r"residual\.ResidualEncoder is refused"):
+            vae.load_run(runs["residual"])
+        run = vae.load_run(runs["residual"], allow=("residual",))
+        assert type(run.model.encoder).__name__ == "ResidualEncoder"
+        quick = ["iwae.images=0", "chain.chains=0", "samples.n=0", "allow=[residual]"]
+        found = evaluate(compose("evaluate", [f"run={runs['residual']}", *quick]))
+        assert found["test/elbo"] == pytest.approx(run.metrics["test/elbo"], abs=1e-3)
+        pair = f"runs=[{runs['residual']},{runs['laplace']}]"
+        page = compare(compose("compare", [pair, "allow=[residual,laplace]", "out=page"]))
+    assert "Laplace" in page.read_text()
+    history = read_history(runs["smooth"])
+    assert history[-1]["val/elbo"] > history[0]["val/elbo"]
