@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 def settings(*overrides: str) -> DictConfig:
     """The settings that `python -m vae.train` would have with these overrides, on the repository's digits."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", ["data=digits", f"data.root={ROOT / 'tests'}", *overrides])
+        return compose("train", ["data=digits", f"data.root={ROOT / 'data'}", *overrides])
 
 
 def build_model(*overrides: str, seed: int = 0) -> VAE:

@@ -353,7 +353,7 @@ def test_a_run_of_the_first_release_loads_and_goes_on(tmp_path: Path, digits: Im
     assert terms.elbo.mean().item() == pytest.approx(run.metrics["test/elbo"], abs=1e-2)
     overrides = ["trainer.max_epochs=2", f"resume={copy}"]
     config = saved_config(copy, overrides, settings(*overrides))
-    config.data.root = str(ROOT / "tests")
+    config.data.root = str(ROOT / "data")
     assert train(config, copy)["val/elbo"] >= run.metrics["val/elbo"]
     assert torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
 

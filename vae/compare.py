@@ -6,10 +6,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from vae import config_folder
 from vae.runs.errors import RunError, UserError, report_errors
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="compare")
+@hydra.main(version_base="1.3", config_path=config_folder(), config_name="compare")
 @report_errors
 def main(config: DictConfig) -> None:
     compare(config)

@@ -5,10 +5,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from vae import config_folder
 from vae.runs.errors import UserError, report_errors, resolved
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="summary")
+@hydra.main(version_base="1.3", config_path=config_folder(), config_name="summary")
 @report_errors
 def main(config: DictConfig) -> None:
     summary(config)

@@ -29,7 +29,7 @@ from vae.data.datamodule import ImageDataModule
 from vae.data.sources import SOURCES, Source, fetch, read_idx, wrong_files
 from vae.runs.errors import RunError, UserError
 
-DIGITS = ROOT / "tests" / "digits" / "raw"
+DIGITS = ROOT / "vae" / "data" / "digits" / "raw"
 
 
 @pytest.mark.parametrize(

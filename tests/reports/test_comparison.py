@@ -53,7 +53,7 @@ def make_run(folder: Path, name: str | None = None, *overrides: str) -> Path:
     ]
     quick = [
         "data=digits",
-        f"data.root={ROOT / 'tests'}",
+        f"data.root={ROOT / 'data'}",
         "trainer.accelerator=cpu",
         "trainer.max_epochs=10",
         "data.batch_size=32",

@@ -367,7 +367,7 @@ def command(monkeypatch: pytest.MonkeyPatch, cwd: Path, *arguments: str) -> int:
 
 
 def test_the_command_leaves_one_file_and_no_folder(runs, tmp_path, monkeypatch, capsys):
-    run, root = copy_of(runs["baseline"], tmp_path / "run"), Path("tests").resolve()
+    run, root = copy_of(runs["baseline"], tmp_path / "run"), Path("data").resolve()
 
     def stamps() -> dict[Path, int]:
         files = [

@@ -160,7 +160,7 @@ def test_wandb_without_a_login_is_refused_in_a_line(tmp_path: Path):
         "-m",
         "vae.train",
         "data=digits",
-        f"data.root={ROOT / 'tests'}",
+        f"data.root={ROOT / 'data'}",
         "logger=wandb",
     ]
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {
@@ -312,7 +312,7 @@ def test_a_full_disk_below_the_dashboard_does_not_end_the_run(small_disk: Path, 
     (folder / "tensorboard").symlink_to(small_disk)
     overrides = [
         *OVERRIDES,
-        f"data.root={ROOT / 'tests'}",
+        f"data.root={ROOT / 'data'}",
         "trainer.max_epochs=3",
         "callbacks.chain.steps=50",
     ]

@@ -33,7 +33,7 @@ def test_killed_runs_end_as_if_left_alone():
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path):
     """In the middle of a long epoch: exit code 143 within 5 s, and the printed command finishes the run."""
     run = tmp_path / "run"
-    overrides = ["data=digits", f"data.root={ROOT / 'tests'}", *QUIET, f"hydra.run.dir={run}"]
+    overrides = ["data=digits", f"data.root={ROOT / 'data'}", *QUIET, f"hydra.run.dir={run}"]
     overrides += [
         "data.batch_size=1",
         "data.batches_per_block=1",
@@ -159,7 +159,7 @@ def test_a_run_in_a_second_that_is_taken_gets_a_name_of_its_own(tmp_path: Path):
     for name in seconds:
         (tmp_path / name).mkdir(parents=True)
     done = vae_train(
-        "data=digits", f"data.root={ROOT / 'tests'}", *QUIET, "trainer.max_epochs=1", cwd=tmp_path
+        "data=digits", f"data.root={ROOT / 'data'}", *QUIET, "trainer.max_epochs=1", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert not any(any((tmp_path / name).iterdir()) for name in seconds)
@@ -176,7 +176,7 @@ def test_two_processes_never_write_into_one_folder(tmp_path: Path):
     run = tmp_path / "run"
     overrides = [
         "data=digits",
-        f"data.root={ROOT / 'tests'}",
+        f"data.root={ROOT / 'data'}",
         *QUIET,
         f"hydra.run.dir={run}",
         "trainer.max_epochs=2",

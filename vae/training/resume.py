@@ -1,7 +1,93 @@
-"""What an exact resume needs beyond Lightning's own checkpoint."""
+"""What an exact resume needs beyond Lightning's own checkpoint, and a run's totals."""
 
+import time
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as L
 import torch
 from torch import Tensor
+
+from vae.data.batches import as_batch
+from vae.training.module import LitVAE
+from vae.training.schedules import replay
+
+
+class ExactResume(L.Callback):
+    """A resumed run ends bit for bit (on a CPU) as if it had never been interrupted.
+
+    Saves and restores torch's generators, the sums behind the `train/*` metrics and the totals over
+    all interruptions. Where the run has become longer, its learning rate goes on along the longer
+    schedule. Without a checkpoint, training starts from the generators as they were when this was
+    made: DDP seeds them once more in between.
+    """
+
+    def __init__(self) -> None:
+        self.rng = rng_state(torch.device("cpu"))
+        self.saved: dict[str, Any] = {}
+        self.images_seen, self.seconds = 0, 0.0  # of all processes, over all interruptions
+        self._clock = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._clock = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, LitVAE) and self.saved:
+            if trainer.is_global_zero:
+                sums: dict[str, Tensor] = self.saved["train_sums"]
+                pl_module.train_metric.sums = {k: v.to(pl_module.device) for k, v in sums.items()}
+            length = schedule_length(pl_module)
+            if length is not None and length != self.saved["schedule_length"]:
+                config = trainer.lr_scheduler_configs[0]
+                assert pl_module.schedule is not None
+                replay(pl_module.schedule, config.scheduler, trainer.optimizers[0], length)
+        restore_rng(self.saved.get("rng", self.rng), pl_module.device)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.images_seen += as_batch(batch).size
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._update_elapsed()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._update_elapsed()
+        checkpoint["resume"] = {
+            "rng": rng_state(pl_module.device),
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+        }
+        if isinstance(pl_module, LitVAE):  # all processes save together
+            reduce = partial(trainer.strategy.reduce, reduce_op="sum")
+            checkpoint["resume"]["train_sums"] = pl_module.train_metric.state(reduce)
+            checkpoint["resume"]["schedule_length"] = schedule_length(pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == "fit" and "resume" in checkpoint:  # a test goes back to an earlier
+            self.saved = checkpoint["resume"]
+            self.images_seen = self.saved["images_seen"]
+            self.seconds = self.saved["seconds"]
+
+    def _update_elapsed(self) -> None:
+        if self._clock:
+            now = time.perf_counter()
+            self.seconds, self._clock = self.seconds + now - self._clock, now
+
+
+def schedule_length(pl_module: LitVAE) -> int | None:
+    """The length that the run's schedule follows; None where it follows none."""
+    schedule = pl_module.schedule
+    return pl_module.run_length(schedule.interval) if schedule and schedule.auto else None
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

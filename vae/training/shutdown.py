@@ -41,28 +41,33 @@ class SignalHandler(L.Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at = trainer.global_step
         if trainer.world_size == 1 and self._before:
             self._take_over()  # Lightning has put its own handler in front
             self._training = True
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        if trainer.is_last_batch:
-            return  # validation comes first; then the epoch's end saves
+        if trainer.is_last_batch or trainer.fit_loop.epoch_loop._should_accumulate():
+            return  # the epoch's end saves after validation; gradients under way cannot be saved
         due = self.every_n_steps > 0 and trainer.global_step - self._saved_at >= self.every_n_steps
         if due or self._received is not None:
             trainer.save_checkpoint(self.last)
             self._saved_at = trainer.global_step
         self._stop_if_told(trainer)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at = trainer.global_step
         self._stop_if_told(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._training = False
         self._stop_if_told(trainer)
 
