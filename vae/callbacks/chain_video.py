@@ -38,7 +38,7 @@ class ChainVideo(FigureCallback):
 
     def draw(self, trainer: L.Trainer, task: LitVAE, split: str) -> Figure:
         start = prior_latents(CHAINS, task.model.latent_dim).to(task.device)
-        trace = simulate(task.model, start, self.steps, self.generator(task.device))
+        trace = simulate(task.model, start, self.steps)
         frames, drifts, self.final_metrics = trace.frames, trace.drifts, trace.metrics
         if trainer.state.fn == "fit":  # the final ones are logged with all final figures
             for logger in trainer.loggers:

@@ -108,15 +108,7 @@ def chain_rows(f: Metrics) -> Iterator[str]:
     yield row("local gain", f, "chain/local_gain", note, 3)
     if "chain/spectral_radius" in f:
         yield row("spectral radius ρ(VW), exact", f, "chain/spectral_radius", digits=4)
-    if f.get("chain/has_limit") == 0:
-        yield "no stationary law: the trained weights make the chain drift off for ever"
-    if "chain/agreement_p" in f:
-        yield row("limit from prior, exact, nats", f, "chain/stationary_kl")
-        note = f"{f['chain/agreement_covariance_floor']:.4f} expected by chance, p = {f['chain/agreement_p']:.3f}, "
-        note += f"{f['chain/agreement_chains']:,} chains, {f['chain/agreement_steps']} steps"
-        yield row(
-            "  simulated covariance, relative error", f, "chain/agreement_covariance_error", note, 4
-        )
+    yield from limit_rows(f)
     note = f"p = {f['chain/one_step_p']:.3g} for a prior that is stationary, {f['chain/one_step_chains']:,} chains"
     yield row("prior moved by one step, nats", f, "chain/one_step_kl", note, 4)
     yield f"{'step':<34}" + "".join(f"{t:>8}" for t in f["chain/t"])
@@ -127,16 +119,36 @@ def chain_rows(f: Metrics) -> Iterator[str]:
         yield f"{f'  share of class {label}':<34}" + "".join(f"{share:>8.2f}" for share in shares)
     yield row("class changes per step", f, "chain/class_changes", digits=3)
     yield row("classes a chain visits in 100 steps", f, "chain/classes_visited", digits=1)
-    if not f["chain/finite"]:
-        yield "a chain that runs away has no limit"
+    yield mixing_sentence(f)
+
+
+def limit_rows(f: Metrics) -> Iterator[str]:
+    """Where the chain settles, in nats of mean and covariance from the prior."""
+    if f["chain/has_limit"] == 0:
+        yield "no limit: the trained weights make the chain run away"
         return
-    mixing = f["chain/mixing_steps"]
-    if not math.isfinite(mixing):
-        yield f"mixing: not seen within {f['chain/steps']} steps; 100 steps are not near the limit"
-        return
-    left = f["chain/memory_at_100"]
+    if f["chain/limit_method"] == "exact":
+        yield row("limit from prior, exact, nats", f, "chain/limit_kl")
+    else:
+        note = f"p = {f['chain/limit_p']:.3g} for the prior as the limit, "
+        note += f"{f['chain/limit_chains']:,} chains, {f['chain/limit_steps']:,} steps"
+        yield row("limit from prior, simulated, nats", f, "chain/limit_kl", note)
+    if "chain/agreement_p" in f:
+        note = f"p = {f['chain/agreement_p']:.3f}, {f['chain/agreement_chains']:,} chains, "
+        note += f"{f['chain/agreement_steps']} steps"
+        yield row("  simulated law from the exact one, nats", f, "chain/agreement_kl", note, 4)
+
+
+def mixing_sentence(f: Metrics) -> str:
+    """How much of the start 100 steps leave, where that is known."""
+    if f["chain/has_limit"] == 0:
+        return "a chain that runs away has no limit"
+    if f["chain/mixing_method"] == "not resolved":
+        return f"mixing time not resolved by {f['chain/steps']:,} steps"
+    how, left = f["chain/mixing_method"], f["chain/memory_at_100"]
     near = "near" if left < 0.05 else "NOT near"
-    yield f"mixing time {mixing:.0f} steps: 100 steps are {near} the limit, {left:.0%} of the start is left"
+    text = f"mixing time {f['chain/mixing_steps']:.0f} steps ({how}): 100 steps are {near} the limit"
+    return f"{text}, {left:.0%} of the start is left"
 
 
 def sample_rows(f: Metrics) -> Iterator[str]:
