@@ -1,4 +1,4 @@
-"""The chain against the AR(1) process that it is for a linear pair."""
+"""The chain against the AR(1) process that it is for a linear encoder and decoder."""
 
 import pytest
 import torch
@@ -18,10 +18,10 @@ def oracle(digits: ImageDataModule) -> PPCA:
 def test_gain_at_the_optimum(oracle: PPCA):
     """A = V W = diag(1 − s²/λ_i), so the spectral radius is 1 − s²/λ_1, at every state."""
     model = set_linear(build_model("model.latent_dim=6", "model.sigma=0.5"), oracle.weights())
-    gains = 1 - 0.25 / oracle.kept
-    pair = affine_weights(model)
-    torch.testing.assert_close(pair.V @ pair.W, gains.diag(), rtol=0, atol=1e-10)
-    assert spectral_radius(model, torch.zeros(1, 6)) == pytest.approx(gains[0].item())
+    gains = 1 - 0.25 / oracle.retained
+    weights = affine_weights(model)
+    torch.testing.assert_close(weights.V @ weights.W, gains.diag(), rtol=0, atol=1e-10)
+    assert spectral_radius(weights) == pytest.approx(gains[0].item())
     states = torch.randn(5, 6, dtype=torch.float64)
     assert local_gain(model, states).tolist() == pytest.approx([gains[0].item()] * 5)
 
@@ -35,18 +35,18 @@ def test_the_prior_is_stationary_at_the_optimum(oracle: PPCA):
     assert max(drifts) < 5 * 6 / 4000  # the floor of 4 000 chains is m/n
 
 
-def test_a_trained_looking_pair_drifts_as_its_recursion_says(oracle: PPCA):
+def test_a_model_drifts_as_its_recursion_says(oracle: PPCA):
     """One step from a point: mean V (W z + b) + c, covariance s² V Vᵀ + diag sd²."""
     model = set_linear(build_model("model.latent_dim=6", "model.sigma=0.5"), oracle.weights())
     z0 = torch.tensor([2.0, -1, 0.5, 0, 1, -2], dtype=torch.float64).expand(20_000, 6)
     (_, frame), (z1, _) = list(run_chain(model, z0, 1, torch.Generator().manual_seed(0)))
-    pair = affine_weights(model)
-    torch.testing.assert_close(z1.mean(0), pair.V @ frame[0].flatten() + pair.c, rtol=0, atol=0.03)
-    expected = 0.25 * pair.V @ pair.V.T + (0.25 / oracle.kept).diag()
+    weights = affine_weights(model)
+    torch.testing.assert_close(z1.mean(0), weights.V @ frame[0].flatten() + weights.c, rtol=0, atol=0.03)
+    expected = 0.25 * weights.V @ weights.V.T + (0.25 / oracle.retained).diag()
     torch.testing.assert_close(torch.cov(z1.T), expected, rtol=0, atol=0.03)
 
 
-def test_local_gain_of_a_deep_pair_is_the_slope_of_its_mean_map():
+def test_local_gain_of_a_deep_model_is_the_slope_of_its_mean_map():
     model = build_model("model=deep", "model.latent_dim=1").double()
     z, h = torch.tensor([[0.3]], dtype=torch.float64), 1e-6
     up, down = (model.encode(model.mean_image(z + step)).loc.item() for step in (h, -h))

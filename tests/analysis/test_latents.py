@@ -53,7 +53,7 @@ def test_by_default_the_latents_in_use_are_moved_and_collapsed_ones_change_nothi
     walk = traversals(model, images)
     assert len(walk) == oracle.rank  # kept latents come in the order of their KL there
     first = torch.stack([row[-1] - row[0] for row in walk.flatten(2)]).norm(dim=1)
-    torch.testing.assert_close(first, 6 * (oracle.kept - 1).sqrt(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(first, 6 * (oracle.retained - 1).sqrt(), rtol=1e-5, atol=0)
     still = traversals(model, images, latents=range(oracle.rank, 20))
     assert (still - still[:, :1]).abs().max() == 0
 
@@ -79,8 +79,8 @@ def test_pictures_name_their_rows_and_columns(images, optimum):
     assert len(axes.get_yticklabels()) == min(10, oracle.rank)
     assert png(figure)[:4] == b"\x89PNG"
     (axes,) = interpolation_figure(model, images[:2], images[2:4], steps=3).axes
-    told = ["image a", "0.00", "0.50", "1.00", "image b"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == told
+    text = ["image a", "0.00", "0.50", "1.00", "image b"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == text
     shown = axes.images[0].get_array()
     assert (
         shown[:28, :28] == (images[0, 0] * 255).round().numpy()
@@ -94,10 +94,10 @@ def test_pictures_name_their_rows_and_columns(images, optimum):
 
 def test_what_a_notebook_imports_comes_on_first_use():
     code = "import sys, vae; print('torch' in sys.modules)"
-    told = subprocess.run(
+    text = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert told == "False\n"
+    assert text == "False\n"
     assert set(vae.__all__) == set(vae.HOMES)
     assert [getattr(vae, name).__name__ for name in vae.__all__] == vae.__all__
 
@@ -105,8 +105,8 @@ def test_what_a_notebook_imports_comes_on_first_use():
 def test_the_tour_of_a_short_run(short_run, monkeypatch, capsys):
     monkeypatch.setenv("RUN", str(short_run.folder))
     seen = runpy.run_path(str(ROOT / "docs" / "tour.py"))
-    told, model, x = capsys.readouterr().out, seen["model"], seen["images"]
-    assert f"test ELBO {short_run.metrics['test/elbo']:.2f}" in told
+    text, model, x = capsys.readouterr().out, seen["model"], seen["images"]
+    assert f"test ELBO {short_run.metrics['test/elbo']:.2f}" in text
     for picture in ("collapse", "traversals", "interpolations"):
         assert (short_run.folder / "tour" / f"{picture}.png").stat().st_size > 5000
     assert seen["traversals"].shape == (len(seen["used"].active), 11, 1, 28, 28)

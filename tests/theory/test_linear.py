@@ -1,10 +1,10 @@
-"""The limit of the chain of a linear pair: exact laws against simulations, tests against laws that they know."""
+"""The limit of the chain of a linear encoder and decoder:."""
 
 import math
 
 import pytest
 import torch
-from test_estimators import at_optimum, linear_vae
+from conftest import at_optimum, build_model
 
 from vae.analysis.chain import (
     autocorrelation_time,
@@ -16,7 +16,15 @@ from vae.analysis.chain import (
 from vae.analysis.latents import latent_statistics
 from vae.data.batches import as_images
 from vae.data.datamodule import ImageDataModule
-from vae.theory.linear import Gaussian, affine_weights, lyapunov, stationary_law
+from vae.theory.linear import (
+    affine_weights,
+    kl_to_standard_normal,
+    lyapunov,
+    normal_law,
+    sample_law,
+    spectral_radius,
+    stationary_law,
+)
 from vae.theory.ppca import PPCA, Spectrum
 
 
@@ -30,7 +38,7 @@ def digits() -> torch.Tensor:
 def disturbed(
     digits: torch.Tensor, log_sd_range: tuple[float, float] | None = None
 ) -> torch.nn.Module:
-    """A linear pair off its optimum, its sd depending on the image."""
+    """A linear encoder and decoder off its optimum, its sd depending on the image."""
     model = at_optimum(digits, m=3, sigma=0.5)
     generator = torch.Generator().manual_seed(0)
     encoder, decoder = model.encoder.layers[0], model.decoder.layers[0]
@@ -54,30 +62,30 @@ def test_lyapunov_solves_its_equation():
 def test_the_limit_at_the_optimum_is_the_prior(digits):
     model = at_optimum(digits, m=8, sigma=0.25).double()
     law = stationary_law(model, affine_weights(model))
-    assert law.mean.abs().max() < 1e-3
-    assert (law.covariance - torch.eye(8)).abs().max() < 1e-3  # weights rounded to float32
+    assert law.loc.abs().max() < 1e-3
+    assert (law.covariance_matrix - torch.eye(8)).abs().max() < 1e-3  # weights rounded to float32
 
 
 @pytest.mark.parametrize("log_sd_range", [None, (-2.0, 0.5)])
 def test_the_limit_is_that_of_200_000_simulated_chains(digits, log_sd_range):
     model = disturbed(digits, log_sd_range)
-    pair = affine_weights(model)
-    law = stationary_law(model, pair)
-    assert (law.covariance - torch.eye(3)).abs().max() > 0.1  # far from the optimum's
+    weights = affine_weights(model)
+    law = stationary_law(model, weights)
+    assert (law.covariance_matrix - torch.eye(3)).abs().max() > 0.1  # far from the optimum's
     # Five times as long as they take to forget their start.
-    steps = math.ceil(5 / (1 - torch.linalg.eigvals(pair.V @ pair.W).abs().max().item()))
+    steps = math.ceil(5 / (1 - torch.linalg.eigvals(weights.V @ weights.W).abs().max().item()))
     assert steps < 120
     generator = torch.Generator().manual_seed(1)
     z = end_of(model, torch.randn(200_000, 3, generator=generator), steps, generator).double()
-    assert (torch.cov(z.T) - law.covariance).norm() < 0.02 * law.covariance.norm()
-    assert (z.mean(0) - law.mean).norm() < 0.02
+    assert (torch.cov(z.T) - law.covariance_matrix).norm() < 0.02 * law.covariance_matrix.norm()
+    assert (z.mean(0) - law.loc).norm() < 0.02
 
 
 def end_of(model, z, steps, generator):
     """The chain's last state. The encoder sees an image through V and S alone, which spares all 784 pixels."""
-    pair = affine_weights(model)
-    seen = torch.cat([pair.V, pair.S])  # [2m, D]
-    gain, offset = (seen @ pair.W).float(), (seen @ pair.b + torch.cat([pair.c, pair.t])).float()
+    weights = affine_weights(model)
+    seen = torch.cat([weights.V, weights.S])  # [2m, D]
+    gain, offset = (seen @ weights.W).float(), (seen @ weights.b + torch.cat([weights.c, weights.t])).float()
     root = (
         model.sigma * torch.linalg.cholesky(seen @ seen.T).float()
     )  # of the pixel noise, as it is seen
@@ -112,8 +120,8 @@ def test_p_values_are_uniform_where_the_law_is_right():
     """Also with few draws a latent, thanks to Bartlett's correction; and near 0 where the law is wrong."""
     generator = torch.Generator().manual_seed(0)
     covariance = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
-    law = Gaussian(torch.tensor([1.0, -1.0], dtype=torch.float64), covariance)
-    p = torch.tensor([gaussian_test(law.draw(200, generator), law)[1] for _ in range(300)])
+    law = normal_law(torch.tensor([1.0, -1.0], dtype=torch.float64), covariance)
+    p = torch.tensor([gaussian_test(sample_law(law, 200, generator), law)[1] for _ in range(300)])
     assert p.mean().item() == pytest.approx(0.5, abs=0.06)
     assert (p < 0.1).double().mean().item() == pytest.approx(0.1, abs=0.06)
     many = torch.tensor(
@@ -147,10 +155,10 @@ def test_autocorrelation_time_of_an_ar1_process():
     assert autocorrelation_time(torch.stack(path[:60]))[2] == math.inf  # too few steps to know
 
 
-def test_local_gain_of_a_linear_pair_is_its_spectral_radius(digits):
+def test_local_gain_of_a_linear_weights_is_its_spectral_radius(digits):
     model = disturbed(digits)
-    pair = affine_weights(model)
-    radius = torch.linalg.eigvals(pair.V @ pair.W).abs().max().item()
+    weights = affine_weights(model)
+    radius = torch.linalg.eigvals(weights.V @ weights.W).abs().max().item()
     assert local_gain(model, torch.randn(5, 3)).sub(radius).abs().max() < 1e-5
 
 
@@ -159,20 +167,20 @@ def test_kl_spectrum_at_the_optimum_is_half_the_log_of_the_eigenvalues(digits):
     assert 0 < oracle.collapsed < 24
     found = latent_statistics(at_optimum(digits, 24, 1.0), digits.split(130))
     assert (found.kl - oracle.kl).abs().max() < 1e-4
-    expected = (1 - 1 / oracle.kept).tolist() + [0] * oracle.collapsed
+    expected = (1 - 1 / oracle.retained).tolist() + [0] * oracle.collapsed
     assert found.variance.tolist() == pytest.approx(expected, abs=1e-4)
     assert found.counts([0.01])[0] == (0.01, oracle.collapsed, oracle.collapsed)
-    assert (found.aggregated.covariance - torch.eye(24)).abs().max() < 1e-4
-    assert found.aggregated.kl_to_prior() < 1e-4
+    assert (found.aggregated.covariance_matrix - torch.eye(24)).abs().max() < 1e-4
+    assert kl_to_standard_normal(found.aggregated) < 1e-4
 
 
 def test_collapse_counts_differ_between_the_definitions():
     """sd far from 1 with a constant mean: informative by KL, inactive by Burda's definition."""
-    model = linear_vae(2, 1.0).requires_grad_(False)
+    model = build_model("model.latent_dim=2", "model.sigma=1").requires_grad_(False)
     layer = model.encoder.layers[0]
     layer.weight.zero_()
     layer.bias.copy_(torch.tensor([0.5, 0.0, -1.0, 0.0]))  # means 0.5 and 0, log sd −1 and 0
     found = latent_statistics(model, [torch.rand(10, 1, 28, 28)])
     assert found.kl.tolist() == pytest.approx([0.5 * (0.25 + math.exp(-2) - 1) + 1, 0])
     assert found.counts([0.01, 2]) == [(0.01, 1, 2), (2, 2, 2)]
-    assert found.aggregated.covariance.diagonal().tolist() == pytest.approx([math.exp(-2), 1])
+    assert found.aggregated.covariance_matrix.diagonal().tolist() == pytest.approx([math.exp(-2), 1])

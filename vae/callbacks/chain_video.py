@@ -38,7 +38,7 @@ class ChainVideo(FigureCallback):
         # 1. Simulate, and log what the chain showed; the final metrics go with all others.
         model = module.model
         start = prior_latents(CHAINS, model.latent_dim).to(module.device)
-        trace = simulate(model, start, self.steps, self.generator(module.device))
+        trace = simulate(model, start, self.steps)
         self.final_metrics = trace.metrics
         if trainer.state.fn == "fit":
             for logger in trainer.loggers:

@@ -110,9 +110,7 @@ def compare_run(run: Run, name: str, data: ImageDataModule, spectrum: Spectrum) 
     kl = kl_to_prior(model.encode(data.images("test", LAB_BATCH))).mean(0)
     figures["batch/collapsed"] = float((kl < COLLAPSE_THRESHOLD).sum())
 
-    course = simulate(
-        model, prior_latents(CHAINS, model.latent_dim), STEPS, torch.Generator().manual_seed(0)
-    )
+    course = simulate(model, prior_latents(CHAINS, model.latent_dim), STEPS)
     figures |= course.metrics | {
         "chain/drift_at_start": course.drifts[0],
         "chain/finite_steps": course.finite_steps,

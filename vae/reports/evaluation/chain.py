@@ -3,130 +3,155 @@
 import math
 
 import torch
+from torch import Tensor
 
 from vae.analysis.chain import (
-    autocorrelation_time,
+    STREAMS,
+    chain_generator,
     drift,
-    gaussian_test,
     local_gain,
     one_step_test,
     run_chain,
 )
 from vae.analysis.classifier import Classifier
+from vae.analysis.limit import (
+    Limit,
+    Mixing,
+    chain_limit,
+    exact_mixing,
+    kl_from_sample,
+    measured_mixing,
+)
 from vae.models.vae import VAE
-from vae.reports.evaluation.metrics import Metrics, Settings, progress, seeded_generator
+from vae.reports.evaluation.metrics import Metrics, Settings, progress
 from vae.theory.linear import (
+    AffineWeights,
     affine_weights,
-    kl_to_standard_normal,
     sample_law,
     spectral_radius,
     stationary_law,
 )
 
-REPORTED_STEPS = (
-    0,
-    1,
-    3,
-    10,
-    30,
-    100,
-)  # steps of the chain that are looked at, beside the last one
+REPORTED_STEPS = (0, 1, 3, 10, 30, 100)  # and the last one
+MAX_KEPT_STATES = 2**25  # numbers: 128 MiB
 
 
 def chains(model: VAE, classifier: Classifier, settings: Settings) -> Metrics:
-    """The chain decode → sample → encode → sample: its law where that is known, and what simulation
-    shows."""
-    n, steps = settings["chain"]["chains"], settings["chain"]["steps"]
-    generator = seeded_generator(settings["seed"], model.device)
-    start = torch.randn(n, model.latent_dim, generator=generator, device=model.device)
-    kept = max(
-        1, min(n, 2**25 // (steps * model.latent_dim))
-    )  # chains whose every state is kept: 128 MiB
-    followed = min(n, 100)  # chains whose every image is classified for 100 steps
-    path, states, looks, classes = [], [], [], []
-    for t, (z, frame) in enumerate(progress("chain")(run_chain(model, start, steps, generator))):
+    """`chain/…`: the limit and the mixing time, exact where the law is known, and what the
+    simulated chains show.
+
+    At least 2 m + 2 chains are simulated, as fewer could not tell the covariance of m latents.
+    """
+    steps, seed = settings["chain"]["steps"], settings["seed"]
+    n = max(settings["chain"]["chains"], 2 * model.latent_dim + 2)
+    weights = affine_weights(model)
+
+    # 1. Chains from the prior: their states, and the classes of their images.
+    metrics, last, path = simulated_chains(model, classifier, n, steps, seed)
+    metrics |= {"chain/chains": n, "chain/steps": steps}
+
+    # 2. The limit and the time it takes.
+    measured = measured_mixing(path)
+    mixing = measured if weights is None else exact_mixing(weights)
+    metrics["chain/mixing_steps_measured"] = measured.steps
+    metrics |= limit_metrics(chain_limit(model, last, steps)) | mixing_metrics(mixing)
+
+    # 3. One step from the prior.
+    one_step = one_step_test(model, 20 * n, seed)
+    metrics |= {
+        "chain/one_step_kl": one_step.kl,
+        "chain/one_step_kl_se": one_step.se,
+        "chain/one_step_p": one_step.p,
+        "chain/one_step_chains": 20 * n,
+    }
+    return metrics if weights is None else metrics | linear_chain(model, weights, 20 * n, seed)
+
+
+def limit_metrics(limit: Limit) -> Metrics:
+    return {
+        "chain/limit_kl": limit.kl,
+        "chain/limit_kl_se": limit.se,
+        "chain/limit_p": limit.p,
+        "chain/limit_method": limit.method,
+        "chain/limit_chains": limit.chains,
+        "chain/limit_steps": limit.steps,
+        "chain/has_limit": None if limit.has_limit is None else float(limit.has_limit),
+    }
+
+
+def mixing_metrics(mixing: Mixing) -> Metrics:
+    """`chain/memory_at_100` only where the mixing time is known."""
+    found = {"chain/mixing_steps": mixing.steps, "chain/mixing_method": mixing.method}
+    known = not math.isnan(mixing.steps)
+    return found | ({"chain/memory_at_100": mixing.memory(100)} if known else {})
+
+
+def simulated_chains(
+    model: VAE, classifier: Classifier, n: int, steps: int, seed: int
+) -> tuple[Metrics, Tensor, Tensor]:
+    """Metrics of n chains from the prior, their last states [n, m], and the states [T, ≤ n, m] of
+    as many as fit in memory. A chain that is not finite ends them all."""
+    kept = max(1, min(n, MAX_KEPT_STATES // (steps * model.latent_dim)))
+    classified = min(n, 100)  # chains whose every image is classified for 100 steps
+    start, pixels, encoder = (chain_generator(stream, seed, model.device) for stream in STREAMS)
+    z = torch.randn(n, model.latent_dim, generator=start, device=model.device)
+    path, gain_states, reported, classes = [], [], [], []
+    for t, (z, frame) in enumerate(progress("chain")(run_chain(model, z, steps, pixels, encoder))):
         if not (torch.isfinite(z).all() and torch.isfinite(frame).all()):
             break
         path.append(z[:kept].cpu().clone())
         if t <= 100:
-            classes.append(classifier(frame[:followed]).argmax(1))
+            classes.append(classifier(frame[:classified]).argmax(1))
         if t in (*REPORTED_STEPS, steps):
-            states.append(z[:16])
-            shares = torch.bincount(classifier(frame).argmax(1), minlength=10) / n
-            looks.append((t, drift(z), shares.tolist()))
-    visited = torch.stack(classes)  # [≤ 101, followed]
+            gain_states.append(z[:16])
+            labels = classifier(frame).argmax(1)
+            shares = torch.bincount(labels, minlength=classifier.head.out_features) / n
+            reported.append((t, drift(z), shares.tolist()))
+    visited = torch.stack(classes)  # [≤ 101, classified]
     at_once = max(1, 4096 // model.latent_dim)  # states whose Jacobians are in memory together
-    gain = torch.cat([local_gain(model, part) for part in torch.cat(states).split(at_once)])
-    tau = autocorrelation_time(torch.stack(path)).max().item() if len(path) > 100 else math.nan
-    kl, p = one_step_test(model, 20 * n, generator)
+    gain = torch.cat([local_gain(model, part) for part in torch.cat(gain_states).split(at_once)])
+    finite = len(path) == steps + 1
     metrics: Metrics = {
-        "chain/chains": n,
-        "chain/steps": steps,
-        "chain/finite": float(len(path) == steps + 1),
+        "chain/finite": float(finite),
         "chain/finite_steps": len(path) - 1,
         "chain/local_gain": gain.nanmedian().item(),
         "chain/local_gain_max": gain.max().item(),
         "chain/local_gain_states": len(gain),
-        "chain/t": [t for t, _, _ in looks],
-        "chain/drift_t": [drift for _, drift, _ in looks],
-        "chain/drift": looks[-1][1] if len(path) == steps + 1 else math.inf,
-        "chain/drift_floor": model.latent_dim / n,
-        "chain/autocorrelation_time": tau,
-        "chain/mixing_steps": 1.0 if tau < 1 else (tau + 1) / 2,  # 1/(1 − ρ) of an AR(1)
-        "chain/one_step_kl": kl,
-        "chain/one_step_p": p,
-        "chain/one_step_chains": 20 * n,
-        "chain/classes_t": [shares for _, _, shares in looks],
+        "chain/t": [t for t, _, _ in reported],
+        "chain/drift_t": [drift for _, drift, _ in reported],
+        "chain/drift": reported[-1][1] if finite else math.inf,
+        "chain/classes_t": [shares for _, _, shares in reported],
         "chain/class_changes": (visited[1:] != visited[:-1]).double().mean().item(),
-        "chain/classes_visited": sum(len(one.unique()) for one in visited.unbind(1)) / followed,
+        "chain/classes_visited": sum(len(c.unique()) for c in visited.unbind(1)) / classified,
     }
-    if affine_weights(model) is not None:
-        metrics |= linear_chain(model, 20 * n, generator)
-    mixing = metrics["chain/mixing_steps"]
-    metrics["chain/memory_at_100"] = (1 - 1 / mixing) ** 100
-    return metrics
+    return metrics, z if finite else torch.full_like(z, math.nan), torch.stack(path)
 
 
-def linear_chain(model: VAE, n: int, generator: torch.Generator) -> Metrics:
-    """ρ(V W), the stationary law of the trained weights, and a simulation of n chains held against
-    it.
+def linear_chain(model: VAE, weights: AffineWeights, n: int, seed: int) -> Metrics:
+    """ρ(V W), the stationary law of the trained weights, and n simulated chains compared with it.
 
     The chains start from the law itself: were it not the stationary one, they would leave it within
     the time 1/(1 − ρ) that they are given (200 steps at most).
     """
-    pair = affine_weights(model)
-    assert pair is not None
-    radius = spectral_radius(pair)
-    metrics: Metrics = {"chain/spectral_radius": radius}
-    metrics["chain/mixing_steps"] = 1 / (1 - radius) if radius < 1 else math.inf
-    law = stationary_law(model, pair)
-    metrics["chain/has_limit"] = float(law is not None)
+    metrics: Metrics = {"chain/spectral_radius": spectral_radius(weights)}
+    law = stationary_law(model, weights)
     if law is None:
         return metrics
-    steps = max(1, min(200, round(metrics["chain/mixing_steps"])))
+    pixels, encoder = (chain_generator(name, seed, model.device) for name in STREAMS[1:])
+    steps = max(1, min(200, round(exact_mixing(weights).steps)))
+    states = sample_law(law, n, chain_generator("start", seed)).float()
     ends = []
-    for part in progress("long simulation")(
-        sample_law(law, n, torch.Generator().manual_seed(0)).float().split(1000)
-    ):
-        for z, _ in run_chain(model, part.to(model.device), steps, generator):
+    for part in progress("long simulation")(states.split(1000)):
+        for z, _ in run_chain(model, part.to(model.device), steps, pixels, encoder):
             last = z
         ends.append(last.cpu().double())
-    z = torch.cat(ends)
-    error = (
-        torch.cov(z.T).view_as(law.covariance_matrix) - law.covariance_matrix
-    ).norm() / law.covariance_matrix.norm()
-    expected = math.sqrt(
-        (1 + law.covariance_matrix.trace() ** 2 / law.covariance_matrix.square().sum()) / n
-    )
-    kl, p = gaussian_test(z, law)
+    agreement = kl_from_sample(torch.cat(ends), law)
     return metrics | {
         "chain/stationary_mean": law.loc.tolist(),
-        "chain/stationary_covariance": law.covariance_matrix.tolist(),
-        "chain/stationary_kl": kl_to_standard_normal(law),
-        "chain/agreement_kl": kl,
-        "chain/agreement_p": p,
-        "chain/agreement_covariance_error": error.item(),
-        "chain/agreement_covariance_floor": expected,
+        "chain/stationary_eigenvalues": torch.linalg.eigvalsh(law.covariance_matrix).tolist(),
+        "chain/agreement_kl": agreement.kl,
+        "chain/agreement_kl_se": agreement.se,
+        "chain/agreement_p": agreement.p,
         "chain/agreement_chains": n,
         "chain/agreement_steps": steps,
     }
