@@ -54,38 +54,22 @@ def mixing_caution(entry: Entry) -> str | None:
     training = entry.first
     if training.trace.finite_steps < len(training.trace.drifts):
         return None
-    # 1. A linear encoder and decoder: its spectral radius is exact.
-    radius = training.trace.spectral_radius
-    if training.linear and radius is not None:
-        if radius >= 1:
-            return f"the chain has no limiting law (spectral radius {radius:.4f} ≥ 1)."
-        if radius**STEPS < FORGOTTEN:
-            return None
+    mixing, radius = training.mixing, training.trace.spectral_radius
+    if math.isinf(mixing.steps):
+        return f"the chain has no limit (spectral radius {radius:.4f} ≥ 1)."
+    if math.isnan(mixing.steps):
+        steps = training.evaluation.get("chain/steps", STEPS)
         return (
-            f"{STEPS} steps are not the limit of the chain: in its slowest direction "
-            f"{radius**STEPS:.0%} of the start is left after them (spectral radius {radius:.3f}, "
-            f"exact; it falls to 1/e in {-1 / math.log(radius):.0f} steps)."
+            f"{STEPS} steps need not be the limit of the chain: how fast it forgets its start is "
+            f"not resolved by {steps} steps."
         )
-    # 2. What evaluation.json measured.
-    method = training.evaluation.get("chain/mixing_method")
-    steps = training.evaluation.get("chain/mixing_steps")
-    if isinstance(steps, int | float) and math.isfinite(steps) and method is not None:
-        left = math.exp(-STEPS / steps) if steps > 0 else 0.0
-        if left < FORGOTTEN:
-            return None
-        return (
-            f"{STEPS} steps are not the limit of the chain: it forgets its start over about "
-            f"{steps:.0f} steps ({method}), so {left:.0%} of it is left."
-        )
-    if method is not None:
-        measured = training.evaluation.get("chain/steps", "those")
-        return (
-            f"{STEPS} steps need not be the limit of the chain: how fast it forgets its start was "
-            f"not resolved by the {measured} steps of its evaluation."
-        )
+    left = mixing.memory(STEPS)
+    if left < FORGOTTEN:
+        return None
+    how = f"spectral radius {radius:.3f}, " if radius is not None else ""
     return (
-        f"{STEPS} steps need not be the limit of the chain: how fast it forgets its start was not "
-        "measured."
+        f"{STEPS} steps are not the limit of the chain: in its slowest direction {left:.0%} of the "
+        f"start is left after them ({how}mixing time {mixing.steps:.0f} steps, {mixing.method})."
     )
 
 

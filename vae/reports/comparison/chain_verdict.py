@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 
 from vae.analysis.chain import CHAINS
+from vae.analysis.limit import Limit
 from vae.reports.comparison.entries import Entry
 from vae.reports.comparison.statistics import LEVEL, Measured
 from vae.reports.comparison.words import grouped, name_entries
-
-EQUAL = 0.005  # nats below which an exact limit is called the prior: 0.00 when printed
 
 
 def chain(entry: Entry) -> str:
@@ -20,56 +19,66 @@ def all_chains(entries: Sequence[Entry]) -> list[str]:
     return [f"{name_entries(names, entries)}: {statement}." for statement, names in groups]
 
 
+def limit_distance(entry: Entry) -> Measured | None:
+    """KL(limit ‖ prior) in nats over the trainings, inf without a limit; None where unknown."""
+    kls = [training.limit.kl for training in entry.trainings]
+    if any(math.isnan(kl) for kl in kls):
+        return None
+    errors = [training.limit.se for training in entry.trainings]
+    return Measured.of(kls, max(errors))
+
+
 def describe(entry: Entry) -> str:
     """The limiting law of the chain against the prior: exact, simulated, or not known."""
     diverged = [t for t in entry.trainings if t.trace.finite_steps < len(t.trace.drifts)]
     if diverged:
-        step = min(t.trace.finite_steps for t in diverged)
-        which = "" if len(entry.trainings) == 1 else f" in {len(diverged)} of {len(entry.trainings)}"
-        which += " trainings" if which else ""
+        step, n = min(t.trace.finite_steps for t in diverged), len(entry.trainings)
+        which = f" in {len(diverged)} of {n} trainings" if n > 1 else ""
         return (
             f"the chain leaves the data for good{which}: "
             f"not all of its {CHAINS} chains are finite from step {step} on"
         )
-    limits = [training.limit for training in entry.trainings]
-    if any(limit.kl is not None and math.isinf(limit.kl) for limit in limits):
-        return "the chain has no limiting law: its spectral radius is at least 1 (exact)"
-    values = [limit.kl for limit in limits if limit.kl is not None]
-    if len(values) < len(limits):
-        return "how far the limit of the chain is from the prior was not measured"
-    errors = [limit.se for limit in limits if limit.se is not None]
-    kl = Measured.of(values, max(errors, default=None))
+    limits, kl = [training.limit for training in entry.trainings], limit_distance(entry)
+    if any(limit.has_limit is False for limit in limits):
+        return "the chain has no limit: its spectral radius is at least 1 (exact)"
+    if kl is None:
+        return f"how far the limit of the chain is from the prior is not known; {rejected(limits)}"
     if all(limit.method == "exact" for limit in limits):
-        return describe_exact(kl)
-    return describe_simulated(kl, [limit.p for limit in limits], limits[0].method)
+        return describe_exact(kl, limits)
+    return describe_simulated(kl, limits)
 
 
-def describe_exact(kl: Measured) -> str:
-    spread = "" if kl.sd is None else f", sd over {kl.trainings} trainings {kl.sd:.2f}"
-    error = f"exact for a linear encoder and decoder, so without sampling error{spread}"
-    if kl.mean < EQUAL:
-        return f"the limit of the chain is the prior ({kl.mean:.2f} nats from it; {error})"
+def describe_exact(kl: Measured, limits: Sequence[Limit]) -> str:
+    error = "exact for a linear encoder and decoder, without sampling error"
+    if kl.sd is not None:
+        error += f"; sd over {kl.trainings} trainings {kl.sd:.2f}"
+    if all(limit.p == 1 for limit in limits):
+        return f"the limit of the chain is the prior ({error})"
     return f"the limit of the chain is {kl.mean:.2f} nats from the prior ({error})"
 
 
-def describe_simulated(kl: Measured, ps: Sequence[float | None], method: str) -> str:
-    distance = f"{kl.mean:.2f}" + (f" ± {kl.se:.2f}" if kl.se is not None else "")
+def describe_simulated(kl: Measured, limits: Sequence[Limit]) -> str:
+    distance = f"{max(0.0, kl.mean):.2f} ± {kl.se:.2f}"
     if kl.sd is not None:
         distance += f" (sd over {kl.trainings} trainings {kl.sd:.2f})"
-    tested = [p for p in ps if p is not None]
-    if not tested:
-        verdict = "whether the prior is the limit was not tested"
-    elif max(tested) < LEVEL:
-        verdict = f"the prior is rejected as the limit ({p_value(max(tested))})"
-    elif min(tested) < LEVEL:
-        rejected = sum(p < LEVEL for p in tested)
-        verdict = f"the prior is rejected as the limit in {rejected} of {len(tested)} trainings"
-    else:
-        verdict = f"the prior is not rejected as the limit ({p_value(min(tested))})"
+    first = limits[0]
     return (
-        f"the chain settles {distance} nats from the prior "
-        f"({method}, Gaussian KL with the full covariance); {verdict}"
+        f"after {first.steps} steps its states are {distance} nats from the prior by their means "
+        f"and full covariance ({first.method}, {first.chains} chains); {rejected(limits)}"
     )
+
+
+def rejected(limits: Sequence[Limit]) -> str:
+    """Whether the prior is rejected as the limit, by the p-values of all trainings."""
+    ps = [limit.p for limit in limits if not math.isnan(limit.p)]
+    if not ps:
+        return "whether the prior is its limit was not tested"
+    number = sum(p < LEVEL for p in ps)
+    if number == len(ps):
+        return f"the prior is rejected as its limit ({p_value(max(ps))})"
+    if number:
+        return f"the prior is rejected as its limit in {number} of {len(ps)} trainings"
+    return f"the prior is not rejected as its limit ({p_value(min(ps))})"
 
 
 def p_value(p: float) -> str:

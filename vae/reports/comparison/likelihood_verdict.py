@@ -99,7 +99,9 @@ def predictive_check(entry: Entry) -> str | None:
     if not (entry.has("ppc/log_p_samples") and entry.has("ppc/log_p_test")):
         return None
     own, test = (with_error(entry.metric(f"ppc/log_p_{k}"), 1) for k in ("samples", "test"))
-    text = f"{entry.name}: images drawn from the model itself have log p(x) {own}, test images {test}"
+    text = (
+        f"{entry.name}: images drawn from the model itself have log p(x) {own}, test images {test}"
+    )
     if entry.has("ppc/residual_variance_test") and entry.has("ppc/sigma2"):
         ratio = entry.mean("ppc/sigma2") / entry.mean("ppc/residual_variance_test")
         text += f"; sigma² is {ratio:.1f} times the residual variance of test images"

@@ -1,39 +1,40 @@
-"""Where the chain decode → sample → encode → sample ends up, and how far that is from the prior."""
+"""The chain's limit and mixing time that a comparison shows: the best that is known of a run."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from vae.analysis.chain import ChainTrace
-from vae.models.vae import VAE
-from vae.theory.linear import affine_weights, kl_to_standard_normal, stationary_law
+from vae.analysis.limit import Limit, Mixing
 
 
-class Limit(NamedTuple):
-    """KL(limiting law ‖ N(0, I)) of a chain, as far as it is known."""
-
-    kl: float | None  # nats; None where it was not measured, inf where there is no limit
-    se: float | None  # standard error of it; 0 where it is exact
-    p: float | None  # p-value of the test that the prior is the limit; None where there was none
-    method: str  # "exact", "simulated" (evaluation.json), "not measured"
-
-
-def chain_limit(model: VAE, trace: ChainTrace, evaluation: Mapping[str, Any]) -> Limit:
-    """Exact for a linear encoder and decoder, otherwise from evaluation.json."""
-    weights = affine_weights(model)
-    if weights is not None:
-        law = stationary_law(model, weights)
-        if law is None:
-            return Limit(math.inf, 0.0, 0.0, "exact")
-        return Limit(kl_to_standard_normal(law), 0.0, None, "exact")
-    if trace.finite_steps < len(trace.drifts):
-        return Limit(math.inf, None, 0.0, "simulated")
+def best_limit(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Limit:
+    """Exact where it is; else from evaluation.json, with many chains; else from the page's own."""
     kl = evaluation.get("chain/limit_kl")
-    if isinstance(kl, int | float):
-        return Limit(
-            float(kl),
-            evaluation.get("chain/limit_kl_se"),
-            evaluation.get("chain/limit_p"),
-            str(evaluation.get("chain/limit_method", "simulated")),
-        )
-    return Limit(None, None, None, "not measured")
+    if trace.limit.method == "exact" or trace.limit.has_limit is False or not is_number(kl):
+        return trace.limit
+    se, p = (evaluation.get(f"chain/limit_{key}") for key in ("kl_se", "p"))
+    return Limit(
+        float(kl),
+        float(se) if is_number(se) else math.nan,
+        float(p) if is_number(p) else math.nan,
+        str(evaluation.get("chain/limit_method", "simulated")),
+        None,
+        *(
+            int(n) if is_number(n := evaluation.get(f"chain/{k}")) else 0
+            for k in ("chains", "steps")
+        ),
+    )
+
+
+def best_mixing(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Mixing:
+    """Exact where it is; else from evaluation.json, with more steps; else from the page's own."""
+    method, steps = (evaluation.get(f"chain/mixing_{key}") for key in ("method", "steps"))
+    if trace.mixing.method == "exact" or method is None:
+        return trace.mixing
+    return Mixing(float(steps) if is_number(steps) else math.nan, str(method))
+
+
+def is_number(value: Any) -> bool:
+    """A finite number; JSON has null where one was not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from vae.analysis.chain import CHAINS, ChainTrace, prior_latents, simulate
 from vae.analysis.latents import COLLAPSE_THRESHOLD, LAB_BATCH
+from vae.analysis.limit import Limit, Mixing
 from vae.data.datamodule import SPLITS, ImageDataModule
 from vae.models.elbo import kl_to_prior, noise_per_image
 from vae.models.likelihoods import Gaussian
 from vae.models.vae import count_parameters
-from vae.reports.comparison.limit import Limit, chain_limit
+from vae.reports.comparison.limit import best_limit, best_mixing
 from vae.reports.comparison.sigma import refit
 from vae.reports.comparison.statistics import standard_error
 from vae.runs.folder import Run
@@ -27,7 +28,6 @@ from vae.training.metrics import ELBOMetric
 
 TERMS = ("elbo", "log_likelihood", "kl")
 IMAGES, SAMPLES, STEPS = 16, 64, 100  # reconstructed, sampled, steps of the chain
-CHAIN_SEED = 1  # another than that of the latents which the chain starts from
 METRICS_TOLERANCE = 0.05  # nats by which metrics.json may differ from its checkpoint's metrics
 BATCH = 1000
 
@@ -51,7 +51,8 @@ class Training:
     reconstructions: Tensor  # [16, C, H, W]
     samples: Tensor  # [64, C, H, W]
     trace: ChainTrace
-    limit: Limit
+    limit: Limit  # of the chain: the best that is known
+    mixing: Mixing  # likewise
 
     @property
     def latent_dim(self) -> int:
@@ -94,8 +95,7 @@ def measure(runs: Sequence[Run], data: ImageDataModule, spectrum: Spectrum) -> l
         del images
     # 2. The rest, run by run.
     return [
-        measure_run(*each, data)
-        for each in zip(runs, metrics, per_image, oracles, strict=True)
+        measure_run(*each, data) for each in zip(runs, metrics, per_image, oracles, strict=True)
     ]
 
 
@@ -127,9 +127,7 @@ def free_sigma_optimum(
     return {"refit/oracle_sigma": oracle.sigma, "refit/oracle_test_elbo": elbo}
 
 
-def over_linear(
-    run: Run, images: Tensor, elbo: Tensor, optimum: Tensor, exact: bool
-) -> Tensor:
+def over_linear(run: Run, images: Tensor, elbo: Tensor, optimum: Tensor, exact: bool) -> Tensor:
     """A run's ELBO less the best linear one, image by image, [N]; `exact` in z where it can be."""
     weights = affine_weights(run.model) if exact else None
     if weights is None:
@@ -168,13 +166,13 @@ def measure_run(
         refitted = refit(model.sigma, model.image_shape, per_image)
         metrics["refit/sigma"] = refitted.sigma
         per_image |= {f"{split}/refit_elbo": v for split, v in refitted.elbo.items()}
-        metrics |= {f"{s}/refit_elbo": v.mean().item() for s, v in refitted.elbo.items()}
-    metrics |= {f"{key}_se": standard_error(values) for key, values in per_image.items()}
+    for key, values in per_image.items():
+        metrics.setdefault(key, values.mean().item())
+        metrics[f"{key}_se"] = standard_error(values)
     # 3. Latents, the chain, pictures.
     kl = kl_to_prior(model.encode(data.images("test", LAB_BATCH))).mean(0)
     metrics["batch/collapsed"] = float((kl < COLLAPSE_THRESHOLD).sum())
-    generator = torch.Generator().manual_seed(CHAIN_SEED)
-    trace = simulate(model, prior_latents(CHAINS, model.latent_dim), STEPS, generator)
+    trace = simulate(model, prior_latents(CHAINS, model.latent_dim), STEPS)
     metrics |= trace.metrics | {
         "chain/drift_at_start": trace.drifts[0],
         "chain/finite_steps": trace.finite_steps,
@@ -195,7 +193,8 @@ def measure_run(
         ),
         samples=model.mean_image(prior_latents(SAMPLES, model.latent_dim)),
         trace=trace,
-        limit=chain_limit(model, trace, evaluation),
+        limit=best_limit(trace, evaluation),
+        mixing=best_mixing(trace, evaluation),
     )
 
 

@@ -111,8 +111,10 @@ def state(judgements: Sequence[Judgement]) -> list[str]:
     # 2. What is within the errors.
     undecided = [each for each in judgements if each.winner is None]
     if undecided:
-        start = "Within their errors, so not decided, are" if winners else (
-            "No measure tells the samples apart beyond its error:"
+        start = (
+            "Within their errors, so not decided, are"
+            if winners
+            else ("No measure tells the samples apart beyond its error:")
         )
         sentences.append(f"{start} {listed([each.text for each in undecided])}.")
     # 3. What follows.

@@ -104,9 +104,7 @@ def common_data(runs: Sequence[Run], allow: tuple[str, ...] = ()) -> ImageDataMo
     )
     for run, other in zip(runs[1:], others, strict=True):
         for line in incomparable(first, other):
-            problems.append(
-                f"runs do not compare: {line}, in {runs[0].folder} and in {run.folder}"
-            )
+            problems.append(f"runs do not compare: {line}, in {runs[0].folder} and in {run.folder}")
     if problems:
         raise UserError(*problems)
     try:

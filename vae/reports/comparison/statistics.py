@@ -77,8 +77,13 @@ def difference(a: Measured, b: Measured, paired_se: float | None = None) -> Diff
         return Difference(mean, 0.0, 1.0 if mean == 0 else 0.0, of_trainings, counts)
     # 3. Degrees of freedom: those of the estimate are taken as infinite.
     spread = sum(v**2 / (n - 1) for v, n in zip(variances, counts, strict=False))
-    return Difference(mean, se, two_sided_p(mean / se, total**2 / spread if spread else math.inf),
-                      of_trainings, counts)
+    return Difference(
+        mean,
+        se,
+        two_sided_p(mean / se, total**2 / spread if spread else math.inf),
+        of_trainings,
+        counts,
+    )
 
 
 def two_sided_p(t: float, dof: float) -> float:

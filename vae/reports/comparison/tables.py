@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from vae.reports.comparison.chain_verdict import limit_distance
 from vae.reports.comparison.entries import Entry, compare
 from vae.reports.comparison.measure import TERMS
 from vae.reports.comparison.statistics import Measured
@@ -89,18 +90,16 @@ def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
 
 def limit_cell(entry: Entry) -> Cell:
     """KL(limit ‖ prior) in nats, or why there is none."""
-    trace, limits = entry.first.trace, [training.limit for training in entry.trainings]
+    trace, distance = entry.first.trace, limit_distance(entry)
     if trace.finite_steps < len(trace.drifts):
         return Cell(f"diverged at {trace.finite_steps}", math.inf)
-    values = [limit.kl for limit in limits if limit.kl is not None]
-    if len(values) < len(limits) or not values:
-        return Cell("not measured")
-    metric = Measured.of(values, max((limit.se or 0.0 for limit in limits), default=None))
-    if not math.isfinite(metric.mean):
+    if distance is None:
+        return Cell("not known")
+    if not math.isfinite(distance.mean):
         return Cell("no limit", math.inf)
-    exact = all(limit.method == "exact" for limit in limits)
-    cell = Cell(f"{metric.mean:.2f} (exact)", metric.mean) if exact else nats(metric.mean, metric.se)
-    return cell._replace(below=spread(metric))
+    exact = all(training.limit.method == "exact" for training in entry.trainings)
+    text = f"{distance.mean:.2f} (exact)" if exact else nats(distance.mean, distance.se).text
+    return Cell(text, distance.mean, spread(distance))
 
 
 def finals(entries: Sequence[Entry], split: str) -> list[list[Cell]]:

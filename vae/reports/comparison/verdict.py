@@ -143,7 +143,7 @@ def sigma(entries: Sequence[Entry]) -> list[str]:
     elif at_best.mean * at_fixed.mean < 0 and at_fixed.significant:
         gap = f"turns round to {signed(at_best)} in favour of {second.name} at the refitted ones"
     else:
-        gap = f"is {signed(at_best)} at the refitted ones"
+        gap = f"{signed(at_best)} at the refitted ones"
     sentences.append(
         f"The gap between {best.name} and {second.name} is {signed(at_fixed)} nats at sigma "
         f"{listed(fixed)} and {gap} ({which_error(at_best)}): the size of a gap belongs to its "
@@ -177,7 +177,9 @@ def latents(entry: Entry) -> str:
     if collapsed.sd is not None:
         text += f"; mean of {collapsed.trainings} trainings, sd {collapsed.sd:.1f}"
     oracle = entry.first.oracle
-    return text + (f"; closed form: {oracle.collapsed})." if entry.first.linear and oracle else ").")
+    return text + (
+        f"; closed form: {oracle.collapsed})." if entry.first.linear and oracle else ")."
+    )
 
 
 def count(number: float) -> str:

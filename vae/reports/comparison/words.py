@@ -26,7 +26,7 @@ def signed(found: Difference, digits: int = 2) -> str:
 
 
 def which_error(found: Difference, estimate: str = "the test images") -> str:
-    """What the error of a difference counts; `estimate` is what a single training is measured on."""
+    """What the error of a difference counts; `estimate` is what a training is measured on."""
     if found.of_trainings:
         a, b = sorted(found.trainings)
         trainings = f"{a}" if a == b else f"{a} and {b}"
