@@ -95,7 +95,8 @@ RULES: dict[str, Rule] = {
     ),
     "seed": integer(0, 2**32 - 1),
     "threads": optional(integer(1, 1024)),
-    "compile": one_of(True, False),
+    "learning.compile": one_of(True, False),
+    "learning.batches_per_block": integer(1, 60_000),
     "skip_bad_steps": one_of(True, False),
     "save_every_n_steps": integer(0, 10**9),
     "resume": (lambda v: v is None or text(v), "a run folder"),
@@ -127,7 +128,6 @@ RULES: dict[str, Rule] = {
     "data.root": (text, "a folder"),
     "data.pixels": one_of(*PIXEL_TRANSFORMS),
     "data.batch_size": integer(1, 60_000),
-    "data.batches_per_block": integer(1, 60_000),
     "data.eval_batch_size": integer(1, 60_000),
     "data.val_size": integer(1, 59_999),
     "data.val_seed": integer(0, 2**32 - 1),
@@ -149,18 +149,12 @@ RULES: dict[str, Rule] = {
     ),
     "scheduler.gamma": number(0, 1e3, "a number greater than 0 and less than 1000"),
     "optimizer.eps": number(0, 1, "a number greater than 0 and less than 1"),
-    "scheduler.T_max": integer(1, 10**9),
     "scheduler.factor": number(0, 1e3, "a number greater than 0 and less than 1000"),
     "scheduler.total_iters": integer(0, 10**9),
     "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
-    "trainer.max_epochs": integer(1, 10**9),
-    "trainer.precision": one_of("32-true", "bf16-mixed"),
+    "trainer.max_epochs": integer(-1, 10**9),
     "trainer.deterministic": one_of(True, False, "warn"),
-    "trainer.num_sanity_val_steps": one_of(0),
-    "trainer.check_val_every_n_epoch": integer(1, 10**9),
     "trainer.enable_model_summary": one_of(True, False),
-    "trainer.inference_mode": one_of(False),
-    "trainer.use_distributed_sampler": one_of(False),
     "callbacks.*.every_n_epochs": integer(0, 10**9),
     "callbacks.chain.steps": integer(1, 100_000),
     "callbacks.progress_bar.refresh_rate": integer(0, 10**9),
@@ -213,7 +207,7 @@ EXPORT_RULES: dict[str, Rule] = {
 }
 
 
-GROUPS = ("model", "objective", "data", "optimizer", "scheduler", "trainer", "logger")
+GROUPS = ("model", "objective", "data", "optimizer", "scheduler", "trainer", "logger", "learning")
 
 
 # Arguments that train() passes itself, beside the settings.
@@ -221,6 +215,7 @@ GIVEN = {
     "trainer": {"callbacks", "logger", "plugins", "default_root_dir"},
     "logger": {"save_dir"},
     "data": {"seed"},
+    "learning": {"model", "optimizer", "scheduler", "objective"},
 }
 
 
@@ -288,6 +283,10 @@ class Builder:
         self.problems += unknown
         if unknown or any(problem.startswith(f"{key}.") for problem in self.problems):
             return None
+        if key == "scheduler":  # Lightning's options, and what follows the length of the run
+            options = ("interval", "frequency", "monitor")
+            auto = {k: 1 for k, v in node.items() if v == "auto"}
+            node = {k: v for k, v in (node | auto).items() if k not in options}
         try:
             made = instantiate(node, _convert_="all", **given)
         except Exception as error:  # a constructor's own refusal, Lightning's or torch's
@@ -315,6 +314,10 @@ class Builder:
             ]
         return made
 
+    @staticmethod
+    def instantiate(node: Any) -> Any:
+        return instantiate(node, _convert_="all")
+
     def seed(self) -> None:
         """Seed every global generator, unless the seed is one of the problems."""
         if not any(problem.startswith("seed=") for problem in self.problems):
@@ -337,9 +340,14 @@ class Builder:
 
 def incompatibilities(model: VAE | None, data: ImageDataModule | None) -> list[str]:
     """What is wrong with parts that are right by themselves."""
-    if model is None or data is None or not model.likelihood.binary or data.kind == "binarised":
+    if (
+        model is None
+        or data is None
+        or not model.likelihood.binary
+        or data.transform == "binarised"
+    ):
         return []
-    line = f"data.pixels={data.kind}: likelihood=bernoulli wants data.pixels=binarised, or model.likelihood.grey=true"
+    line = f"data.pixels={data.transform}: likelihood=bernoulli wants data.pixels=binarised, or model.likelihood.grey=true"
     return [line]
 
 
@@ -420,10 +428,17 @@ def unknown_keys(key: str, node: dict[str, Any], given: set[str]) -> Iterator[st
     names = signature.parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in names.values())
     for name, child in node.items():
+        if key == "scheduler" and name in ("interval", "frequency", "monitor"):
+            continue
         if not name.startswith("_") and name not in names and not takes_any:
             near = difflib.get_close_matches(name, set(names) - given, 1)
             yield f"{key}.{name}: unknown" + (f"; did you mean {key}.{near[0]}?" if near else "")
-        elif name in names and is_module(names[name].annotation) and not has_target(child):
+        elif (
+            name in names
+            and key != "learning"
+            and is_module(names[name].annotation)
+            and not has_target(child)
+        ):
             yield without_target(f"{key}.{name}", child)
         elif has_target(child):
             yield from unknown_keys(f"{key}.{name}", child, set())
