@@ -115,9 +115,8 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
 
     # 2. What goes along: callbacks, the logger, signals.
     resume = runs.checkpoint_to_resume(folder)
-    with loggers.logger_lock():
-        logger = build("logger", **loggers.arguments(build.config, folder, resume))
-    logger = loggers.FaultTolerantLogger(logger, build.config, folder, resume)
+    chosen = loggers.build_loggers(build, folder, resume)
+    logger = loggers.FaultTolerantLogger(chosen, build.config, folder, resume)
     signals = SignalHandler(folder / runs.LAST, build.config["save_every_n_steps"])
     callbacks = order_callbacks(build.each("callbacks"), build.config, signals, folder)
 
@@ -170,9 +169,9 @@ def order_callbacks(chosen: list[Any], config: dict[str, Any], signals: Any, fol
             callback.dirpath = str(folder / "checkpoints")
     averaging = [c for c in chosen if isinstance(c, WeightAveraging)]
     others = [c for c in chosen if c not in averaging]
-    always = [FiniteCheck(config["skip_bad_steps"]), History(folder), ExactResume()]
+    always = [FiniteCheck(config["skip_bad_steps"]), ExactResume()]
     best = [] if settings.get("enable_checkpointing") is False else [BestAndLast(folder)]
-    return [*others, *always, *averaging, signals, *best]
+    return [History(folder), *others, *always, *averaging, signals, *best]
 
 
 GROUP_NONE = {"logger=false": "logger=none"}  # beyond Hydra's own grammar for groups

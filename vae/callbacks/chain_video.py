@@ -1,5 +1,4 @@
-"""The chain decode → sample → encode → sample of 64 chains as an 8×8 video, as a strip, in
-figures."""
+"""The chain decode → sample → encode → sample of 64 chains: a video, a GIF, a figure."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +13,15 @@ from vae.plots.images import tile
 from vae.plots.video import gif, titled, write_mp4
 from vae.training.module import LitVAE
 
+GIF_WIDTH, MP4_WIDTH = 240, 480  # pixels, about
+
 
 class ChainVideo(FigureCallback):
-    """64 chains from the codes of the prior samples; frames are the decoder's means f(z_t), t = 0 …
-    `steps`.
+    """64 chains from the latents of the prior samples; frames are f(z_t), t = 0 … `steps`.
 
     Scalars: `chain/finite` (1 where every latent and pixel stayed finite), `chain/drift` (nats from
-    the prior at the last step), `chain/spectral_radius` (exact for a linear pair, the median local
-    gain for others).
+    the prior at the last step), and `chain/spectral_radius`, exact for a linear encoder and
+    decoder, or `chain/local_gain`, the median over visited states, for others.
     """
 
     name = "chain"
@@ -31,30 +31,35 @@ class ChainVideo(FigureCallback):
         super().__init__(every_n_epochs)
         self.steps = steps
         self.final_metrics: dict[str, float] = {}
-        self._beside = ThreadPoolExecutor(
-            1
-        )  # ffmpeg is a process of its own: other pictures need not wait for it
+        self._encoder = ThreadPoolExecutor(1)  # other pictures need not wait for ffmpeg
         self._mp4: Future[None] | None = None
 
-    def draw(self, trainer: L.Trainer, task: LitVAE, split: str) -> Figure:
-        start = prior_latents(CHAINS, task.model.latent_dim).to(task.device)
-        trace = simulate(task.model, start, self.steps, self.generator(task.device))
-        frames, drifts, self.final_metrics = trace.frames, trace.drifts, trace.metrics
-        if trainer.state.fn == "fit":  # the final ones are logged with all final figures
+    def plot(self, trainer: L.Trainer, module: LitVAE, split: str) -> Figure:
+        # 1. Simulate, and log what the chain showed; the final metrics go with all others.
+        model = module.model
+        start = prior_latents(CHAINS, model.latent_dim).to(module.device)
+        trace = simulate(model, start, self.steps, self.generator(module.device))
+        self.final_metrics = trace.metrics
+        if trainer.state.fn == "fit":
             for logger in trainer.loggers:
                 logger.log_metrics(self.final_metrics, trainer.global_step)
 
-        label = f"{task.model.name}  m = {task.model.latent_dim}  {task.model.likelihood.label}"
-        pictures = [tile(frame, 8) for frame in frames]
+        # 2. The animations.
+        label = f"{model.name}  m = {model.latent_dim}  {model.likelihood.label}"
+        pictures = [tile(frame, 8) for frame in trace.frames]
         folder = Path(trainer.default_root_dir) / "videos"
         folder.mkdir(parents=True, exist_ok=True)
         self._wait_for_mp4()
-        self._mp4 = self._beside.submit(write_mp4, folder / "chain.mp4", titled(pictures, label, 2))
-        (folder / "chain.gif").write_bytes(gif(titled(pictures, label, 1)))
-        mixing = task.oracle.mixing_steps if task.oracle is not None else None
-        return chain_figure(self.title(trainer, task, self._verdict()), frames, drifts, mixing)
+        frames = titled(pictures, label, MP4_WIDTH)
+        self._mp4 = self._encoder.submit(write_mp4, folder / "chain.mp4", frames)
+        (folder / "chain.gif").write_bytes(gif(titled(pictures, label, GIF_WIDTH)))
 
-    def teardown(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
+        # 3. The figure.
+        title = self.title(trainer, module, describe_chain(self.final_metrics))
+        mixing = module.oracle.mixing_steps if module.oracle is not None else None
+        return chain_figure(title, trace.frames, trace.drifts, mixing)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         with self.failures_counted():
             self._wait_for_mp4()
 
@@ -64,11 +69,10 @@ class ChainVideo(FigureCallback):
         if mp4 is not None:
             mp4.result()
 
-    def _verdict(self) -> str:
-        kept = "finite" if self.final_metrics["chain/finite"] else "NOT finite"
-        names = {
-            "chain/spectral_radius": "spectral radius",
-            "chain/local_gain": "median local gain",
-        }
-        radius = next(f"{names[k]} {v:.3f}" for k, v in self.final_metrics.items() if k in names)
-        return f"64 chains, {kept}, {radius}"
+
+def describe_chain(metrics: dict[str, float]) -> str:
+    """Whether the chains stayed finite and what drives them, of `chain/…` metrics, in a line."""
+    finite = "finite" if metrics["chain/finite"] else "NOT finite"
+    if "chain/spectral_radius" in metrics:
+        return f"{CHAINS} chains, {finite}, spectral radius {metrics['chain/spectral_radius']:.3f}"
+    return f"{CHAINS} chains, {finite}, median local gain {metrics['chain/local_gain']:.3f}"

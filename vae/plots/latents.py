@@ -1,15 +1,18 @@
 """Figures of what the latents carry: traversals, interpolations, KL per latent."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from vae.analysis.latents import COLLAPSE_THRESHOLD, interpolations, origin, traversals
 from vae.models.vae import VAE
-from vae.plots.images import COLLAPSED_COLOUR, ORACLE, TRAIN, VAL, new_figure, show_grid
+from vae.plots.images import PANEL, new_figure, plain_axes, show_grid
+from vae.plots.palette import COLLAPSED, ORACLE, TRAIN
 from vae.theory.ppca import PPCA
 
 MAX_TRAVERSALS = 10
@@ -40,7 +43,7 @@ def traversal_figure(
 
 
 def interpolation_figure(model: VAE, a: Tensor, b: Tensor, steps: int = 9) -> Figure:
-    """`interpolations` as a picture, one pair a row, between the two images themselves."""
+    """`interpolations` as a picture, one line a row, between the two images themselves."""
     between = interpolations(model, a, b, steps)
     images = torch.cat([a[:, None].to(between), between, b[:, None].to(between)], dim=1)
     shares = [
@@ -54,70 +57,95 @@ def interpolation_figure(model: VAE, a: Tensor, b: Tensor, steps: int = 9) -> Fi
     return figure
 
 
-def collapse_figure(
-    kl_per_latent: torch.Tensor, heading: str, images: int, oracle: PPCA | None = None
-) -> Figure:
-    """Mean KL per latent [m], in nats over so many images, as a histogram and sorted; `oracle` of a
-    linear pair."""
-    kl = kl_per_latent.sort(descending=True).values.cpu().numpy()
+def kl_bins(*kls: Tensor) -> np.ndarray:
+    """Edges of histogram bins that KLs per latent share: six a decade, log10 nats from -5 on."""
+    largest = max(float(kl.max()) for kl in kls)
+    top = max(1, int(np.ceil(np.log10(max(largest, 1e-5)))))
+    return np.linspace(-5, top, 6 * (5 + top) + 1)
+
+
+def kl_counts(kl: Tensor, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many latents fall into each bin: those that are collapsed, and the others."""
+    values = kl.detach().cpu().double().numpy()
+    powers, collapsed = np.log10(np.maximum(values, 1e-5)), values < COLLAPSE_THRESHOLD
+    return np.histogram(powers[collapsed], bins)[0], np.histogram(powers[~collapsed], bins)[0]
+
+
+def plot_kl_histogram(
+    axes: Axes,
+    kl: Tensor,
+    colour: str = TRAIN,
+    bins: np.ndarray | None = None,
+    most: int | None = None,
+) -> None:
+    """Histogram of the mean KL per latent [m], nats, on a logarithmic scale; collapsed ones grey.
+
+    Give runs that are compared the same `bins` (of `kl_bins`) and the largest count, `most`.
+    """
+    bins = kl_bins(kl) if bins is None else bins
+    # Powers of ten on a linear axis, and filled outlines: a log axis and a patch a bar are slow.
+    collapsed, active = kl_counts(kl, bins)
+    label = f"collapsed: {collapsed.sum()}"
+    axes.stairs(collapsed, bins, fill=True, color=COLLAPSED, label=label)
+    axes.stairs(active, bins, fill=True, color=colour, label=f"active: {active.sum()}")
+    axes.axvline(np.log10(COLLAPSE_THRESHOLD), color=ORACLE, linestyle="--", linewidth=1)
+    powers = range(-4, round(bins[-1]) + 1, 2)
+    axes.set_xticks(powers, [f"{10.0**power:g}" for power in powers])
+    axes.set_xlim(bins[0], bins[-1])
+    axes.set_ylim(0, 1.08 * (most or max(*collapsed, *active)))
+    axes.set_xlabel("mean KL of a latent, nats (log scale)")
+    axes.set_ylabel("latents")
+    axes.locator_params(axis="y", integer=True)
+    plain_axes(axes)
+
+
+class KLSpectrum(NamedTuple):
+    """Mean KL per latent [m] of a run, nats, in any order."""
+
+    kl: Tensor
+    label: str = ""
+    colour: str = TRAIN
+    dashes: str = "-"
+    closed_form: Sequence[float] | Tensor | None = None  # the same in the best linear VAE, sorted
+
+
+def plot_kl_spectrum(axes: Axes, spectra: Sequence[KLSpectrum], threshold: bool = True) -> None:
+    """KL per latent, sorted; collapsed latents hollow, closed forms as crosses."""
+    for i, run in enumerate(spectra):
+        kl = run.kl.detach().cpu().double().sort(descending=True).values.numpy()
+        places = np.arange(1, len(kl) + 1)
+        style: dict[str, Any] = {"color": run.colour, "linestyle": run.dashes, "linewidth": 1.2}
+        axes.plot(places, kl, label=run.label or None, marker="o", markersize=4, **style)
+        hollow = kl < COLLAPSE_THRESHOLD
+        axes.plot(places[hollow], kl[hollow], "o", color="white", markersize=2.2, zorder=3)
+        if run.closed_form is not None:
+            label = "best linear VAE: ½ log(λ/σ²)" if i == 0 else None
+            style = {"color": ORACLE, "markersize": 7, "markeredgewidth": 1.1, "zorder": 4}
+            axes.plot(places, [float(v) for v in run.closed_form], "+", label=label, **style)
+    if threshold:
+        label = f"collapsed below {COLLAPSE_THRESHOLD:g}"
+        axes.axhline(COLLAPSE_THRESHOLD, color=ORACLE, linestyle="--", linewidth=1, label=label)
+    axes.set_xlabel("latents, sorted by KL")
+    axes.set_ylabel("mean KL, nats")
+    axes.locator_params(axis="x", integer=True)
+    plain_axes(axes)
+
+
+def collapse_figure(kl: Tensor, heading: str, images: int, oracle: PPCA | None = None) -> Figure:
+    """Mean KL per latent [m], nats, over so many images: its histogram above, sorted below.
+
+    `oracle` is the closed form to compare a linear encoder and decoder with.
+    """
     collapsed = int((kl < COLLAPSE_THRESHOLD).sum())
     what = f"{collapsed} of {len(kl)} latents collapsed"
     if oracle is not None:
         what += f" (closed form: {oracle.collapsed})"
-    figure = new_figure(10, 4.2, f"{heading}, {what}")
-    left, right = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.84, wspace=0.22)
-
-    powers = np.log10(
-        np.maximum(kl, 1e-5)
-    )  # drawn as powers: a log axis with its minor ticks is slow
-    top = max(1, int(np.ceil(powers.max())))
-    bins = np.linspace(-5, top, 6 * (5 + top) + 1)
-    # outlines that are filled: a patch a bar is slow too
-    of_collapsed, of_used = (
-        np.histogram(powers[which], bins)[0]
-        for which in (kl < COLLAPSE_THRESHOLD, kl >= COLLAPSE_THRESHOLD)
-    )
-    left.stairs(
-        of_collapsed, bins, fill=True, color=COLLAPSED_COLOUR, label=f"collapsed: {collapsed}"
-    )
-    left.stairs(of_used, bins, fill=True, color=TRAIN, label=f"in use: {len(kl) - collapsed}")
-    left.axvline(
-        np.log10(COLLAPSE_THRESHOLD),
-        color=VAL,
-        linestyle="--",
-        label=f"threshold {COLLAPSE_THRESHOLD:g} nats",
-    )
-    left.set_xticks(range(-5, top + 1), [f"{10.0**power:g}" for power in range(-5, top + 1)])
-    left.set_xlabel("mean KL of a latent, nats (log scale)")
-    left.set_ylabel("latents")
-    left.locator_params(axis="y", integer=True)
-
-    places, used = np.arange(1, len(kl) + 1), len(kl) - collapsed  # sorted: those in use come first
-    label = f"mean over {images} images"
-    for shade, part in ((TRAIN, slice(0, used)), (COLLAPSED_COLOUR, slice(used, None))):
-        if len(kl[part]):
-            right.stairs(
-                kl[part],
-                np.append(places[part], places[part][-1] + 1) - 0.5,
-                fill=True,
-                color=shade,
-                label=label,
-            )
-            label = ""
-    right.axhline(
-        COLLAPSE_THRESHOLD,
-        color=VAL,
-        linestyle="--",
-        linewidth=1,
-        label=f"threshold {COLLAPSE_THRESHOLD:g} nats",
-    )
-    if oracle is not None:
-        right.plot(
-            places, oracle.kl, "o", color=ORACLE, markersize=3, label="closed form ½ log(λ/σ²)"
-        )
-    right.set_xlabel("latents, sorted by KL")
-    right.set_ylabel("mean KL, nats")
-    for axes in (left, right):
-        axes.legend(fontsize=9)
+    figure = new_figure(PANEL, 6.9, f"{heading}\n{what}")
+    above, below = figure.subplots(2, 1)
+    figure.subplots_adjust(left=0.12, right=0.97, bottom=0.09, top=0.89, hspace=0.32)
+    plot_kl_histogram(above, kl)
+    above.legend()
+    closed_form = None if oracle is None else oracle.kl
+    plot_kl_spectrum(below, [KLSpectrum(kl, f"mean over {images} images", closed_form=closed_form)])
+    below.legend()
     return figure

@@ -294,7 +294,7 @@ class Builder:
                 error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
             )
             line = first_line(cause)
-            if key == "logger" and isinstance(cause, ModuleNotFoundError):
+            if key.split(".")[0] == "logger" and isinstance(cause, ModuleNotFoundError):
                 extra = node["_target_"].rpartition(".")[2].removesuffix("Logger").lower()
                 line = f"logger={extra} needs: pip install -e .[{extra}]"
             self.problems.append(

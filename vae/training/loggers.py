@@ -1,10 +1,12 @@
-"""A run's logger: TensorBoard, CSV, W&B or MLflow take figures and pictures alike, and no run ends
-by its logger."""
+"""A run's loggers: TensorBoard, CSV, W&B and MLflow take metrics and pictures alike.
+
+One or several at a time, and none of them can end a run.
+"""
 
 import contextlib
 import csv
+import getpass
 import logging
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -19,72 +21,104 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
-from tensorboard.compat.proto.summary_pb2 import Summary
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from vae.runs.errors import RunError, UserError, first_line
 from vae.runs.files import is_rank_zero, read_json, write_json
 from vae.runs.folder import read_checkpoint
-from vae.runs.validation import flatten
+from vae.runs.identity import flatten
+from vae.training.dashboard import LAYOUT, compared_settings, log_hparams, log_image
 
 log = logging.getLogger(__name__)
 
-
-RUN_IDS_FILE = "logger.json"  # of the run folder: the name that W&B or MLflow has given the run
+RUN_IDS_FILE = "logger.json"  # of the run folder: the names that W&B and MLflow have given the run
 
 
 def logger_lock() -> FileLock:
     """Runs side by side would each make MLflow's database and experiment, and break both."""
-    return FileLock(Path(tempfile.gettempdir()) / f"vae-{os.getuid()}-logger.lock")
+    try:
+        user = "".join(c for c in getpass.getuser() if c.isalnum())
+    except (KeyError, OSError):  # a container's user without a name
+        user = "user"
+    return FileLock(Path(tempfile.gettempdir()) / f"vae-{user}-logger.lock")
 
 
-def arguments(config: dict[str, Any], folder: Path, resume: Path | None) -> dict[str, Any]:
-    """What a logger is given beside its settings: a folder, a name, and on resuming where it goes
-    on."""
+# --- from the settings ------------------------------------------------------------------------
+
+
+def logger_nodes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The nodes of `logger` by key: one with a `_target_`, or several by a name each."""
     node = config.get("logger") or {}
+    if "_target_" in node:
+        return {"logger": node}
+    return {f"logger.{name}": child for name, child in node.items() if isinstance(child, dict)}
+
+
+def build_loggers(build: Any, folder: Path, resume: Path | None) -> list[Logger]:
+    """The loggers of the settings that `build` (a Builder) holds; its problems are collected there.
+
+    Each is given the run folder, a name, and on resuming what it needs to append to its own run.
+    """
+    with logger_lock():
+        made = [
+            build(key, **arguments(node, folder, resume))
+            for key, node in logger_nodes(build.config).items()
+        ]
+    return [logger for logger in made if logger is not None]
+
+
+def arguments(node: Mapping[str, Any], folder: Path, resume: Path | None) -> dict[str, Any]:
+    """What a logger is given next to its settings."""
     kind = str(node.get("_target_", "")).rpartition(".")[2]
-    kept = read_json(folder / RUN_IDS_FILE).get(kind) if resume else None
+    run_id = read_json(folder / RUN_IDS_FILE).get(kind) if resume else None
     given: dict[str, Any] = {"save_dir": str(folder)}
     if kind == "TensorBoardLogger" and resume:
         # points that a killed run logged after the checkpoint are not to be shown twice
         given["purge_step"] = read_checkpoint(resume)["global_step"] + 1
     elif kind == "WandbLogger":
-        given |= {"name": folder.name, "id": kept}
+        given |= {"name": folder.name, "id": run_id}
     elif kind == "MLFlowLogger":
-        given |= {"run_name": folder.name, "run_id": kept}
+        given |= {"run_name": folder.name, "run_id": run_id}
         uri = str(node.get("tracking_uri"))
-        if uri.startswith("sqlite:///"):  # pictures beside the database, not in ./mlruns
+        if uri.startswith("sqlite:///"):  # pictures next to the database, not in ./mlruns
             given["artifact_location"] = uri.removeprefix("sqlite:///").removesuffix(".db")
+    elif kind == "CometLogger":
+        given = {}
     return {key: value for key, value in given.items() if node.get(key) is None}
 
 
+# --- in a run ---------------------------------------------------------------------------------
+
+
 class FaultTolerantLogger(Logger):
-    """One of Lightning's loggers, or none. As a context it is open; the first failure within warns
-    and closes it."""
+    """Lightning's loggers, any number of them, as one.
+
+    As a context it is open. The first failure of a logger within warns and takes that logger out;
+    the run and the other loggers go on. `loggers` are those that are left.
+    """
 
     def __init__(
-        self, logger: Logger | None, config: dict[str, Any], folder: Path, resume: Path | None
+        self, loggers: list[Logger], config: dict[str, Any], folder: Path, resume: Path | None
     ) -> None:
         super().__init__()
-        self._logger, self._folder, self._resume = logger, folder, resume
-        known = (int, float, str)
+        self.loggers, self._folder, self._resume = list(loggers), folder, resume
+        self._config = config
         self._settings = {
-            k: v
-            for k, v in flatten(config)
-            if isinstance(v, known) and not k.startswith("callbacks.")
+            key: value if isinstance(value, int | float | str) else str(value)
+            for key, value in flatten(config)
+            if value is not None and not key.startswith(("callbacks.", "logger."))
         }
+        self._tested: dict[str, float] = {}
 
     def __enter__(self) -> "FaultTolerantLogger":
-        """Raises UserError or RunError with one line where the logger cannot begin."""
+        """Raises UserError or RunError with one line where a logger cannot begin."""
         self._excepthook, threading.excepthook = threading.excepthook, self._in_thread
         try:
-            if self._logger is not None:
-                with (
-                    logger_lock()
-                    if isinstance(self._logger, MLFlowLogger)
-                    else contextlib.nullcontext()
-                ):
-                    self._open(self._logger)
+            for logger in self.loggers:
+                lock = isinstance(logger, MLFlowLogger)
+                with logger_lock() if lock else contextlib.nullcontext():
+                    self._open(logger)
         except Exception as error:
             threading.excepthook = self._excepthook
             kind = RunError if isinstance(error, OSError) else UserError
@@ -93,8 +127,9 @@ class FaultTolerantLogger(Logger):
 
     def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
         threading.excepthook = self._excepthook
-        if isinstance(self._logger, WandbLogger):  # the next run of this process would go on in it
-            self._try(lambda logger: logger.experiment.finish(exit_code=int(exception is not None)))
+        # otherwise the next run of this process would log into the same one
+        code = int(exception is not None)
+        self._each(lambda logger: logger.experiment.finish(exit_code=code), WandbLogger)
 
     def _open(self, logger: Any) -> None:
         earlier = Path(logger.log_dir) / "metrics.csv" if isinstance(logger, CSVLogger) else None
@@ -105,69 +140,85 @@ class FaultTolerantLogger(Logger):
             logger.save()
         named = isinstance(logger, WandbLogger | MLFlowLogger) and logger.version is not None
         if named and is_rank_zero():
-            write_json(self._folder / RUN_IDS_FILE, {type(logger).__name__: logger.version})
-        # TensorBoard gets the settings with the final figures, and MLflow lets none be changed.
-        if not isinstance(logger, TensorBoardLogger) and not (
-            isinstance(logger, MLFlowLogger) and self._resume
-        ):
+            ids = read_json(self._folder / RUN_IDS_FILE)
+            write_json(self._folder / RUN_IDS_FILE, ids | {type(logger).__name__: logger.version})
+        if isinstance(logger, TensorBoardLogger):  # gets the settings with the final metrics
+            if is_rank_zero():
+                begun.add_custom_scalars(LAYOUT)
+        elif not (isinstance(logger, MLFlowLogger) and self._resume):  # lets none be changed
             logger.log_hyperparams(self._settings)
 
     @property
     def name(self) -> str | None:
-        return None if self._logger is None else self._logger.name
+        return self.loggers[0].name if self.loggers else None
 
     @property
     def version(self) -> int | str | None:
-        return None if self._logger is None else self._logger.version
+        return None  # the run folder tells runs apart
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._folder)
+
+    @property
+    def experiment(self) -> Any:
+        """The first logger's own object, such as TensorBoard's SummaryWriter; None without one."""
+        return getattr(self.loggers[0], "experiment", None) if self.loggers else None
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """The settings of the run are logged, not what a module keeps as its own."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._try(lambda logger: logger.log_metrics(metrics, step))
+        """A test's metrics wait for `log_final`: its train and val would add to the curves."""
+        tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
+        self._tested |= tested
+        if not tested:
+            self._each(lambda logger: logger.log_metrics(metrics, step))
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
         """An encoded PNG or GIF of the run folder."""
-        self._try(lambda logger: log_picture(logger, name, path, step))
+        self._each(lambda logger: log_picture(logger, name, path, step))
 
     def log_histogram(self, name: str, values: Tensor, step: int) -> None:
-        self._try(lambda logger: log_histogram(logger, name, values, step))
+        """A histogram of values [n]."""
+        self._each(lambda logger: log_histogram(logger, name, values, step))
 
     def log_final(self, metrics: dict[str, float], step: int) -> None:
-        """Final figures; in TensorBoard beside the settings, for its HPARAMS tab.
+        """Final metrics; in TensorBoard next to the settings, for its HPARAMS tab.
 
-        Final train and val figures belong to the kept checkpoint, so they get the prefix `final/`:
-        under their own names they would add a point to the curves.
+        Those of train and val belong to the tested weights, so they get the prefix `final/`: under
+        their own names they would add a point to the curves.
         """
-        final = {
+        final = self._tested | {
             f"final/{k}" if k.startswith(("train/", "val/", "model/sigma")) else k: v
             for k, v in metrics.items()
         }
-        if isinstance(self._logger, TensorBoardLogger):
-            self._try(lambda logger: logger.log_hyperparams(self._settings, final, step))
-        else:
-            self.log_metrics(final, step)
+        collapsed, latents = metrics.get("test/collapsed"), self._settings.get("model.latent_dim")
+        if collapsed is not None and isinstance(latents, int):
+            final["test/active"] = latents - collapsed
+        self._each(lambda logger: logger.log_metrics(final, step))
+        hparams = compared_settings(self._config, task_overrides(self._folder))
+        self._each(lambda logger: log_hparams(logger, hparams), TensorBoardLogger)
         self.save()
         self.finalize("success")  # closes the event file and ends the thread that writes it
 
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        self._each(lambda logger: logger.after_save_checkpoint(checkpoint_callback))
+
     def save(self) -> None:
-        self._try(lambda logger: logger.save())
+        self._each(lambda logger: logger.save())
 
     def finalize(self, status: str) -> None:
-        self._try(lambda logger: logger.finalize(status))
+        self._each(lambda logger: logger.finalize(status))
 
-    def _try(self, call: Callable[[Any], None]) -> None:
-        if self._logger is None:
-            return
-        try:
-            call(self._logger)
-        except Exception as error:
-            log.warning(
-                "logger: %s (%s); the run goes on without it",
-                first_line(error),
-                type(error).__name__,
-            )
-            self._logger = None
+    def _each(self, call: Callable[[Any], None], kind: type = Logger) -> None:
+        for logger in [logger for logger in self.loggers if isinstance(logger, kind)]:
+            try:
+                call(logger)
+            except Exception as error:
+                what = f"{first_line(error)} ({type(error).__name__})"
+                log.warning("logger: %s; the run goes on without it", what)
+                self.loggers.remove(logger)
 
     def _in_thread(self, args: threading.ExceptHookArgs) -> None:
         """What fails in TensorBoard's thread is raised again where it is logged, and told there."""
@@ -176,10 +227,9 @@ class FaultTolerantLogger(Logger):
 
 
 def log_picture(logger: Any, name: str, path: Path, step: int) -> None:
+    """An encoded PNG or GIF, in the way of the logger; one that takes none is passed by."""
     if isinstance(logger, TensorBoardLogger):
-        # add_image would decode and encode again, and cannot take an animation
-        value = Summary.Value(tag=name, image=Summary.Image(encoded_image_string=path.read_bytes()))
-        logger.experiment._get_file_writer().add_summary(Summary(value=[value]), step)
+        log_image(logger, name, path, step)
     elif isinstance(logger, WandbLogger):
         (logger.log_video if path.suffix == ".gif" else logger.log_image)(name, [str(path)], step)
     elif isinstance(logger, MLFlowLogger):
@@ -187,6 +237,7 @@ def log_picture(logger: Any, name: str, path: Path, step: int) -> None:
 
 
 def log_histogram(logger: Any, name: str, values: Tensor, step: int) -> None:
+    """A histogram, where the logger takes one."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_histogram(name, values, step)
     elif isinstance(logger, WandbLogger):
@@ -202,7 +253,11 @@ def rows_until(path: Path, resume: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        rows = [
-            row for row in csv.DictReader(file) if None not in row.values()
-        ]  # one that was cut off
-    return [row for row in rows if int(row["step"]) <= step]
+        complete = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [row for row in complete if int(row["step"]) <= step]
+
+
+def task_overrides(folder: Path) -> list[str]:
+    """The overrides of the command line that a run was started with; empty where unknown."""
+    path = folder / ".hydra" / "overrides.yaml"
+    return [str(override) for override in OmegaConf.load(path)] if path.is_file() else []
