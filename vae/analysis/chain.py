@@ -1,9 +1,9 @@
 """The limiting distribution: the chain decode → sample → encode → sample.
 
-x_t ~ p(x|z_t), z_{t+1} ~ q(z|x_t). The frames are the decoder's means f(z_t). For a linear pair
-this is an AR(1) process with the matrix V W; at the pPCA optimum its limit is the prior, reached
-after about λ_1/sigma² steps (82 on MNIST at sigma 0.25), so 100 steps are not the limit where sigma
-is small.
+x_t ~ p(x|z_t), z_{t+1} ~ q(z|x_t). The frames are the decoder's means f(z_t). For a linear encoder
+and decoder this is an AR(1) process with the matrix V W; at the pPCA optimum its limit is the
+prior, reached after about λ_1/sigma² steps (82 on MNIST at sigma 0.25), so 100 steps are not the
+limit where sigma is small. n chains, m latents, images [C, H, W], nats.
 """
 
 import math
@@ -12,27 +12,43 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
 
+from vae.analysis.limit import KLEstimate, Limit, Mixing, chain_limit, chain_mixing, kl_from_sample
 from vae.models.elbo import rsample
 from vae.models.vae import VAE
-from vae.theory.linear import (
-    affine_weights,
-    kl_to_standard_normal,
-    normal_law,
-    spectral_radius,
-)
+from vae.theory.linear import affine_weights, spectral_radius
+
+CHAINS = 64
+STREAMS = ("start", "pixels", "encoder")  # what is random in a chain
+
+
+def prior_latents(n: int, latent_dim: int) -> Tensor:
+    """The same n draws of N(0, I) for every run and device, [n, latent_dim]."""
+    return torch.randn(n, latent_dim, generator=torch.Generator().manual_seed(0))
+
+
+def chain_generator(
+    stream: str, seed: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator of its own for each of `STREAMS`, so that none repeats the numbers of another."""
+    return torch.Generator(device).manual_seed(len(STREAMS) * seed + STREAMS.index(stream))
 
 
 @torch.no_grad()
 def run_chain(
-    model: VAE, z: Tensor, steps: int, generator: torch.Generator | None = None
+    model: VAE,
+    z: Tensor,
+    steps: int,
+    pixels: torch.Generator | None = None,
+    encoder: torch.Generator | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (z_t [n, m], f(z_t) [n, 1, 28, 28]) for t = 0 … steps, from the latents z.
+    """Yield (z_t [n, m], f(z_t) [n, C, H, W]) for t = 0 … steps, from the latents z [n, m].
 
-    A chain that has left the finite numbers is NaN from there on, whatever its likelihood makes of
-    such numbers.
+    `pixels` draws x_t from p(x|z_t) and `encoder` z_{t+1} from q(z|x_t), or one generator both in
+    turn. A chain that has left the finite numbers is NaN from there on, whatever its likelihood
+    makes of such numbers.
     """
+    encoder = pixels if encoder is None else encoder
     for t in range(steps + 1):
         output = model.output(z)
         diverged = ~output.isfinite().flatten(1).all(1)  # [n]
@@ -41,7 +57,7 @@ def run_chain(
         frame[diverged] = math.nan
         yield z, frame
         if t < steps:
-            z = rsample(model.encode(model.likelihood.sample(output, generator)), generator)
+            z = rsample(model.encode(model.likelihood.sample(output, pixels)), encoder)
             z[diverged] = math.nan
 
 
@@ -49,7 +65,8 @@ def drift(z: Tensor) -> float:
     """KL(N(mean, diag variance of z) ‖ N(0, I)) in nats, for latents [n, m]; inf where z is not
     finite.
 
-    Draws from the prior itself score about m/n, the floor of what n chains can show.
+    Describes single latents over the steps. It sees no correlation between them and exceeds the
+    drift of the true moments by about m/n, so it says nothing about the limit: `chain_limit` does.
     """
     z = z.double() if z.device.type != "mps" else z.cpu().double()
     if not torch.isfinite(z).all():
@@ -62,8 +79,8 @@ def local_gain(model: VAE, z: Tensor) -> Tensor:
     """Spectral radius of the Jacobian of the mean map z → mean(f(z)) at each state of z [n, m],
     shape [n].
 
-    Below 1 the mean map pulls together around that state, above 1 it drives apart. NaN at states
-    that are not finite.
+    Below 1 the mean map contracts around that state, above 1 it expands. NaN at states that are not
+    finite.
     """
 
     def mean_map(state: Tensor) -> Tensor:
@@ -84,104 +101,56 @@ def local_gain(model: VAE, z: Tensor) -> Tensor:
 class ChainTrace(NamedTuple):
     """What n chains showed over the steps t = 0 … T."""
 
-    frames: list[Tensor]  # T + 1 times f(z_t), [n, 1, 28, 28] on the CPU
+    frames: list[Tensor]  # T + 1 times f(z_t), [n, C, H, W] on the CPU
     drifts: list[float]  # T + 1, nats; inf where a latent is not finite
     # steps from the start at which every latent was finite, T + 1 where none ever diverged
     finite_steps: int
     spectral_radius: float | None  # exact, of a linear encoder and decoder
     local_gain: float | None  # median over visited states, of any others
+    limit: Limit  # exact, or from the last states
+    mixing: Mixing  # exact, measured over the T steps, or not resolved by them
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`chain/…` as in metrics.json."""
+        """`chain/…` as in metrics.json; the limit where it is known and finite."""
         found = {
             "chain/finite": float(self.finite_steps == len(self.drifts)),
             "chain/drift": self.drifts[-1],
         }
+        if math.isfinite(self.limit.kl):
+            found |= {"chain/limit_kl": self.limit.kl, "chain/limit_kl_se": self.limit.se}
         if self.spectral_radius is not None:
             return found | {"chain/spectral_radius": self.spectral_radius}
         assert self.local_gain is not None
         return found | {"chain/local_gain": self.local_gain}
 
 
-def simulate(
-    model: VAE, start: Tensor, steps: int, generator: torch.Generator | None = None
-) -> ChainTrace:
+def simulate(model: VAE, start: Tensor, steps: int, seed: int = 0) -> ChainTrace:
     """Run the chain from the latents `start` [n, m]; gains are taken at 16 states of the last
     finite step."""
-    frames, drifts, last, finite_steps = [], [], start, 0
-    for t, (z, frame) in enumerate(run_chain(model, start, steps, generator)):
+    frames, drifts, states, last, finite_steps = [], [], [], start, 0
+    noise = [chain_generator(stream, seed, start.device) for stream in ("pixels", "encoder")]
+    for t, (z, frame) in enumerate(run_chain(model, start, steps, *noise)):
         frames.append(frame.cpu())
         drifts.append(drift(z))
+        states.append(z.cpu())
         if finite_steps == t and torch.isfinite(z).all():
             last, finite_steps = z, t + 1
     weights = affine_weights(model)
-    radius = spectral_radius(weights) if weights is not None else None
-    gain = local_gain(model, last[:16]).nanmedian().item() if weights is None else None
-    return ChainTrace(frames, drifts, finite_steps, radius, gain)
-
-
-def gaussian_test(z: Tensor, law: MultivariateNormal | None = None) -> tuple[float, float]:
-    """Do the latents z [n, m] have this mean and covariance (without a law: 0 and I)? (KL in nats,
-    p-value).
-
-    KL(N(mean z, cov z) ‖ law), and the likelihood-ratio test of it: 2 n KL is χ² with m(m+3)/2
-    degrees of freedom, after Bartlett's correction (Anderson 2003, section 10.9). Sees the first
-    two moments only. NaN p for n ≤ m.
-    """
-    n, m = z.shape
-    z = z.detach().cpu().double()
-    if not torch.isfinite(z).all():
-        return math.inf, 0.0
-    if n <= m + 1:
-        return math.nan, math.nan
-    if law is not None:
-        z = torch.linalg.solve_triangular(law.scale_tril, (z - law.loc).T, upper=False).T
-    kl = kl_to_standard_normal(normal_law(z.mean(0), torch.cov(z.T, correction=0).view(m, m)))
-    correction = 1 - (2 * m**2 + 9 * m + 11) / (6 * n * (m + 3))
-    half_dof, half_statistic = m * (m + 3) / 4, max(0.0, n * kl * correction)
-    p = torch.special.gammaincc(
-        *(torch.tensor(v, dtype=torch.float64) for v in (half_dof, half_statistic))
+    return ChainTrace(
+        frames,
+        drifts,
+        finite_steps,
+        spectral_radius(weights) if weights is not None else None,
+        local_gain(model, last[:16]).nanmedian().item() if weights is None else None,
+        chain_limit(model, states[-1], steps),
+        chain_mixing(model, torch.stack(states)),
     )
-    return kl, p.item()
 
 
-def one_step_test(
-    model: VAE, n: int, generator: torch.Generator | None = None
-) -> tuple[float, float]:
-    """Is the prior stationary? (KL in nats, p-value) of z_1 against N(0, I), after one cycle of n
-    chains from it."""
-    z = torch.randn(n, model.latent_dim, generator=generator, device=model.device)
-    parts = [list(run_chain(model, part, 1, generator))[1][0] for part in z.split(1000)]
-    return gaussian_test(torch.cat(parts))
-
-
-def autocorrelation_time(z: Tensor) -> Tensor:
-    """Integrated autocorrelation time of each latent in steps, [m], from states z [T, n, m] of n
-    chains.
-
-    τ = 1 + 2 Σ_k ρ_k, cut off at the first lag ≥ 5 τ (Sokal 1997); (1+ρ)/(1−ρ) for an AR(1) with
-    coefficient ρ, 1 for independent states. inf where T/2 steps are too few to see the end of it,
-    NaN where z is not finite.
-    """
-    T = len(z)
-    lag = torch.arange(T // 2)
-    times = []
-    for latent in z.unbind(2):  # one at a time: bounded memory
-        centred = latent.cpu().double()
-        centred = centred - centred.mean()
-        power = torch.fft.rfft(centred, n=2 * T, dim=0).abs().square()
-        covariance = torch.fft.irfft(power, n=2 * T, dim=0)[: T // 2].mean(1) / (T - lag)
-        tau = 2 * (covariance / covariance[0]).cumsum(0) - 1
-        ends = (lag >= 5 * tau).nonzero()
-        unseen = math.nan if not torch.isfinite(tau).all() else math.inf
-        times.append(tau[ends[0, 0]].item() if len(ends) else unseen)
-    return torch.tensor(times)
-
-
-CHAINS = 64
-
-
-def prior_latents(n: int, latent_dim: int) -> torch.Tensor:
-    """The same n draws of N(0, I) for every run and device, [n, latent_dim]."""
-    return torch.randn(n, latent_dim, generator=torch.Generator().manual_seed(0))
+def one_step_test(model: VAE, n: int, seed: int = 0) -> KLEstimate:
+    """Is the prior stationary? z_1 against N(0, I), after one step of n chains from it."""
+    start, pixels, encoder = (chain_generator(stream, seed, model.device) for stream in STREAMS)
+    z = torch.randn(n, model.latent_dim, generator=start, device=model.device)
+    parts = [list(run_chain(model, part, 1, pixels, encoder))[1][0] for part in z.split(1000)]
+    return kl_from_sample(torch.cat(parts))
