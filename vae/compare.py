@@ -1,5 +1,4 @@
-"""Runs side by side on one page: python -m vae.compare runs=[<run folder>,<run folder>]
-[out=<folder>]"""
+"""Compares trained runs on one page: python -m vae.compare runs=[<folder>,<folder>] [out=…]."""
 
 from pathlib import Path
 
@@ -19,44 +18,45 @@ def main(config: DictConfig) -> None:
 def compare(config: DictConfig) -> Path:
     """Write `index.html` and `comparison.json` into the folder `out`; returns the page's path.
 
-    Everything is computed from the kept checkpoints on the same images, codes and noise; the runs'
-    own folders are only read. Raises UserError for folders that are no runs and for runs that do
-    not compare.
+    Everything is computed from the best checkpoints on the same images, latents and noise; the
+    runs' own folders are only read. Raises UserError for folders that are no runs and for runs that
+    do not compare.
     """
     # heavy imports wait until the command starts
+    from vae.reports.comparison.as_json import as_json
     from vae.reports.comparison.cautions import cautions
-    from vae.reports.comparison.measure import as_json, compare_runs
+    from vae.reports.comparison.entries import measure_entries
     from vae.reports.comparison.page import render
     from vae.reports.comparison.selection import common_data, open_runs
     from vae.reports.comparison.verdict import verdict
     from vae.runs.files import atomic_write, write_json
     from vae.runs.validation import Builder
 
-    # 1. The runs, and whether they can be put side by side.
+    # 1. The runs, and whether they can be compared.
     build = Builder(config)
     build.require("runs", "out", "allow")
     if build.problems:
         raise UserError(*build.problems)
-    chosen = open_runs(config.runs, config.allow)
-    data = common_data(chosen, config.allow)
+    runs = open_runs(config.runs, config.allow)
+    data = common_data(runs, config.allow)
 
-    # 2. Every figure and picture, on the same inputs.
-    compared = compare_runs(chosen, data)
+    # 2. Every metric and picture, on the same inputs; runs of one setting become one entry.
+    entries = measure_entries(runs, data)
 
     # 3. What they say, and what they do not.
-    words = verdict(compared)
-    limits = cautions(compared)
+    sentences = verdict(entries)
+    warnings = cautions(entries)
 
-    # 4. The page, and all its figures as JSON.
+    # 4. The page, and all its metrics as JSON.
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        atomic_write(out / "index.html", render(compared, data, words, limits))
-        write_json(out / "comparison.json", as_json(compared, words, limits))
+        atomic_write(out / "index.html", render(entries, data, sentences, warnings))
+        write_json(out / "comparison.json", as_json(entries, sentences, warnings))
     except OSError as error:
         raise RunError(f"out={out}: the page cannot be written ({error.strerror})") from error
-    for heading, sentences in words.items():
-        print(f"{heading}: {' '.join(sentences)}")
+    for heading, texts in sentences.items():
+        print(f"{heading}: {' '.join(texts)}")
     print(f"page: {out / 'index.html'}")
     return out / "index.html"
 

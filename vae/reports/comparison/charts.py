@@ -1,195 +1,100 @@
-"""The charts of the comparison page."""
+"""The charts of the comparison page, drawn by the functions that the pictures of a run use."""
 
-import io
-import math
 from collections.abc import Sequence
 
-import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from vae.analysis.latents import COLLAPSE_THRESHOLD
-from vae.plots.images import COLLAPSED_COLOUR, ORACLE, new_figure, uri
-from vae.reports.comparison.measure import Compared
-from vae.reports.comparison.selection import STEPS
-
-COLOURS = ["#2b6cb0", "#dd6b20", "#2f855a", "#97266d", "#0e8fa3", "#b7791f", "#553c9a", "#c53030"]
-COLOURS += [
-    "#5a7d2a",
-    "#7b4f2c",
-    "#1a365d",
-    "#718096",
-]  # a run keeps its colour; the second dozen is dashed
+from vae.plots.curves import Drift, RunCurves, over_seeds, plot_curves, plot_drift
+from vae.plots.images import chart, svg
+from vae.plots.latents import KLSpectrum, kl_bins, kl_counts, plot_kl_histogram, plot_kl_spectrum
+from vae.plots.palette import COLLAPSED, ORACLE, run_colour, run_dashes
+from vae.reports.comparison.entries import Entry
+from vae.reports.comparison.statistics import Measured
 
 
-DRIFT_SHOWN = 1e4  # nats; a chain that diverges leaves the chart there, with a cross, so that others can be read
+def half_width(metric: Measured) -> float:
+    """Half of an error bar: the standard deviation over trainings, else the standard error."""
+    return metric.sd if metric.sd is not None else metric.se or 0.0
 
 
-def colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
-
-
-def dashes(place: int) -> str:
-    return "-" if place < len(COLOURS) else "--"
-
-
-# --- charts ----------------------------------------------------------------------------------------------------
-
-
-def chart(
-    title: str, x: str, y: str, width: float = 4.7, height: float = 3.2
-) -> tuple[Figure, Axes]:
-    figure = new_figure(width, height, title)
-    axes = figure.subplots()
-    top = 1 - (0.36 if title else 0.08) / height
-    figure.subplots_adjust(left=0.68 / width, right=1 - 0.16 / width, bottom=0.5 / height, top=top)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def svg(figure: Figure) -> str:
-    """The chart as a data URI: text stays text, and equal figures make equal bytes."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vae"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return uri("image/svg+xml", buffer.getvalue())
-
-
-def curves(compared: Sequence[Compared], term: str) -> str:
-    figure, axes = chart({"elbo": "ELBO", "kl": "KL(q ‖ prior)"}[term], "epoch", "nats per image")
-    for i, each in enumerate(compared):
-        epochs = [row["epoch"] for row in each.history]
-        axes.plot(
-            epochs,
-            [row[f"train/{term}"] for row in each.history],
-            color=colour(i),
-            linewidth=1,
-            linestyle=":",
+def curves(entries: Sequence[Entry], term: str) -> str:
+    """Mean over trainings with a band of one standard deviation where there are several."""
+    title = {"elbo": "ELBO", "kl": "KL(q ‖ prior)"}[term]
+    figure, axes = chart(title, "epoch", "nats per image")
+    runs = []
+    for i, entry in enumerate(entries):
+        histories = [training.history for training in entry.trainings if training.history]
+        if not histories:
+            continue
+        mean, spread = over_seeds(histories)
+        oracle = entry.first.oracle
+        runs.append(
+            RunCurves(
+                mean,
+                entry.name,
+                run_colour(i),
+                run_dashes(i),
+                spread if len(histories) > 1 else None,
+                oracle.train_elbo if oracle is not None else None,
+            )
         )
-        val = [row[f"val/{term}"] for row in each.history]
-        marker = "o" if len(epochs) < 2 else None
-        axes.plot(epochs, val, color=colour(i), linewidth=1.8, linestyle=dashes(i), marker=marker)
-    if term == "elbo":
-        optima = {each.oracle.train_elbo for each in compared if each.oracle is not None}
-        for optimum in optima:
-            axes.axhline(optimum, color=ORACLE, linestyle="--", linewidth=0.9)
-        late = [
-            row["val/elbo"] for each in compared for row in each.history[len(each.history) // 10 :]
-        ]
-        if (
-            late
-        ):  # the first steep climb stays below the edge, where it would flatten all that follows
-            low, high = min(*late, *optima), max(*late, *optima)
-            axes.set_ylim(low - 0.05 * (high - low), high + 0.08 * (high - low))
+    plot_curves(axes, runs, term)
     return svg(figure)
 
 
-def size_chart(compared: Sequence[Compared]) -> str:
-    """Test ELBO over latent_dim, the runs of a model joined, with the best linear pair of each
-    size."""
+def size_chart(entries: Sequence[Entry]) -> str:
+    """Test ELBO over latent_dim, the entries of a model joined, with the linear optimum of each."""
     figure, axes = chart("test ELBO over latent_dim", "latent_dim", "nats per image")
-    for model in dict.fromkeys((each.run.model.name, each.likelihood) for each in compared):
+    for model in dict.fromkeys((e.first.run.model.name, e.likelihood) for e in entries):
         joined = sorted(
-            (e.latent_dim, e.figures["test/elbo"])
-            for e in compared
-            if (e.run.model.name, e.likelihood) == model
+            (e.latent_dim, e.mean("test/elbo"))
+            for e in entries
+            if (e.first.run.model.name, e.likelihood) == model
         )
-        axes.plot(*zip(*joined, strict=True), color=COLLAPSED_COLOUR, linewidth=1.2, zorder=1)
-    for i, each in enumerate(compared):
-        elbo, se = each.figures["test/elbo"], each.figures["test/elbo_se"]
-        axes.errorbar(
-            each.latent_dim, elbo, se, color=colour(i), marker="o", markersize=5, capsize=2
-        )
-        if each.oracle is not None:
-            axes.plot(
-                each.latent_dim, each.figures["oracle/test_elbo"], "+", color=ORACLE, markersize=8
-            )
-    dims = sorted({each.latent_dim for each in compared})
+        axes.plot(*zip(*joined, strict=True), color=COLLAPSED, linewidth=1.2, zorder=1)
+    for i, entry in enumerate(entries):
+        elbo, m, colour = entry.metric("test/elbo"), entry.latent_dim, run_colour(i)
+        bar = half_width(elbo)
+        axes.errorbar(m, elbo.mean, bar, color=colour, marker="o", markersize=5, capsize=2)
+        if entry.has("oracle/test_elbo"):
+            axes.plot(m, entry.mean("oracle/test_elbo"), "+", color=ORACLE, markersize=8)
+    dims = sorted({entry.latent_dim for entry in entries})
     axes.set_xscale("log", base=2)
     axes.set_xticks(dims, [str(dim) for dim in dims])
     axes.xaxis.set_minor_locator(NullLocator())
     return svg(figure)
 
 
-def histogram(each: Compared, shade: str, compared: Sequence[Compared]) -> str:
-    """KL of the latents on bins and axes that all runs share."""
-    most = max(10.0, *(run.kl.max().item() for run in compared))
-    bins = np.logspace(-5, math.log10(most), 31)
-    counts = [np.histogram(run.kl.clamp_min(1e-5).numpy(), bins)[0].max() for run in compared]
-    figure, axes = chart("", "mean KL of a latent, nats (log scale)", "latents", 3.7, 2.5)
-    kl = each.kl.clamp_min(1e-5).numpy()
-    axes.hist(kl[kl < COLLAPSE_THRESHOLD], bins.tolist(), color=COLLAPSED_COLOUR)
-    axes.hist(kl[kl >= COLLAPSE_THRESHOLD], bins.tolist(), color=shade)
-    axes.axvline(COLLAPSE_THRESHOLD, color=ORACLE, linestyle="--", linewidth=0.9)
-    axes.set_xscale("log")
-    axes.set_xticks([1e-4, COLLAPSE_THRESHOLD, 1], ["0.0001", f"{COLLAPSE_THRESHOLD:g}", "1"])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(bins[0], bins[-1])
-    axes.set_ylim(0, max(counts) * 1.08)
+def histogram(entry: Entry, place: int, entries: Sequence[Entry]) -> str:
+    """KL of the latents of the first training, on bins and axes that all entries share."""
+    kls = [each.first.kl for each in entries]
+    bins = kl_bins(*kls)
+    most = max(int(max(*part)) for kl in kls for part in kl_counts(kl, bins))
+    figure, axes = chart("", "", "", 3.7, 2.5)
+    plot_kl_histogram(axes, entry.first.kl, run_colour(place), bins, most)
     return svg(figure)
 
 
-def spectrum_chart(compared: Sequence[Compared]) -> str:
-    figure, axes = chart("", "latents, sorted by KL", "mean KL, nats", 3.7, 2.5)
-    for i, each in enumerate(compared):
-        kl = each.kl.sort(descending=True).values.tolist()
-        places = range(1, len(kl) + 1)
-        axes.plot(
-            places,
-            kl,
-            color=colour(i),
-            linestyle=dashes(i),
-            marker="o",
-            markersize=3,
-            linewidth=1.2,
+def spectrum_chart(entries: Sequence[Entry]) -> str:
+    figure, axes = chart("", "", "", 3.7, 2.5)
+    spectra = []
+    for i, entry in enumerate(entries):
+        oracle = entry.first.oracle if entry.first.linear else None
+        closed_form = oracle.kl if oracle is not None else None
+        spectra.append(
+            KLSpectrum(entry.first.kl, entry.name, run_colour(i), run_dashes(i), closed_form)
         )
-        if each.linear and each.oracle is not None:
-            axes.plot(
-                places,
-                each.oracle.kl.tolist(),
-                "+",
-                color=ORACLE,
-                markersize=6,
-                markeredgewidth=0.9,
-            )
+    plot_kl_spectrum(axes, spectra, threshold=False)
     return svg(figure)
 
 
-def drift_chart(compared: Sequence[Compared]) -> str:
-    figure, axes = chart("", "step t", "KL(moments of z_t ‖ prior), nats")
-    for i, each in enumerate(compared):
-        steps = each.course.finite_steps
-        axes.plot(
-            range(steps),
-            each.course.drifts[:steps],
-            color=colour(i),
-            linestyle=dashes(i),
-            linewidth=1.6,
-        )
-        if steps < len(each.course.drifts):
-            axes.plot(
-                steps - 1,
-                min(each.course.drifts[steps - 1], DRIFT_SHOWN),
-                "x",
-                color=colour(i),
-                markersize=9,
-            )
-    for floor in {round(each.course.drifts[0], 6) for each in compared}:
-        axes.axhline(floor, color="grey", linestyle=":", linewidth=1)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, min(high, DRIFT_SHOWN * 1.3))
-    if high < 30 * low:
-        axes.yaxis.set_minor_formatter(
-            lambda value, _: f"{value:g}" if f"{value:g}"[-1] in "235" else ""
-        )
-    else:
-        axes.yaxis.set_minor_formatter("")
-    axes.set_xlim(0, STEPS)
+def drift_chart(entries: Sequence[Entry]) -> str:
+    figure, axes = chart("", "", "")
+    plot_drift(
+        axes,
+        [
+            Drift(entry.first.trace.drifts, entry.name, run_colour(i), run_dashes(i))
+            for i, entry in enumerate(entries)
+        ],
+    )
     return svg(figure)

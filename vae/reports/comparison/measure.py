@@ -1,5 +1,4 @@
-"""Several runs on the same inputs: the figures and pictures of a comparison, and whether runs
-compare at all."""
+"""The trainings of a comparison on the same images, latents and noise."""
 
 import json
 from collections.abc import Sequence
@@ -8,47 +7,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from vae.analysis.bounds import Estimate
 from vae.analysis.chain import CHAINS, ChainTrace, prior_latents, simulate
 from vae.analysis.latents import COLLAPSE_THRESHOLD, LAB_BATCH
+from vae.analysis.limit import Limit, Mixing
 from vae.data.datamodule import SPLITS, ImageDataModule
-from vae.models.elbo import kl_to_prior
+from vae.models.elbo import kl_to_prior, noise_per_image
+from vae.models.likelihoods import Gaussian
 from vae.models.vae import count_parameters
-from vae.reports.comparison.selection import IMAGES, SAMPLES, STEPS, names
-from vae.runs.errors import UserError
-from vae.runs.folder import LAST, Run, read_checkpoint
-from vae.runs.validation import flatten
-from vae.theory.linear import affine_weights
+from vae.reports.comparison.limit import best_limit, best_mixing
+from vae.reports.comparison.sigma import refit
+from vae.reports.comparison.statistics import standard_error
+from vae.runs.folder import Run
+from vae.runs.identity import flatten
+from vae.theory.linear import affine_weights, linear_elbo
 from vae.theory.ppca import PPCA, Spectrum, best_linear
-from vae.training.metrics import ELBOMetric, FixedNoise
+from vae.training.history import read_history
+from vae.training.metrics import ELBOMetric
 
 TERMS = ("elbo", "log_likelihood", "kl")
+IMAGES, SAMPLES, STEPS = 16, 64, 100  # reconstructed, sampled, steps of the chain
+METRICS_TOLERANCE = 0.05  # nats by which metrics.json may differ from its checkpoint's metrics
+BATCH = 1000
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A run as the page shows it. m latents, N images in a split."""
+class Training:
+    """One trained run as a comparison measures it. m latents, N images in a split."""
 
-    name: str
     run: Run
-    figures: dict[str, float]  # flat keys as in metrics.json, nats per image
-    per_image: dict[
-        str, Tensor
-    ]  # "<split>/<term>" [N], float64, with the same noise per image for all runs
+    metrics: dict[str, float]  # flat keys as in metrics.json, nats per image
+    # "<split>/<term>" [N], float64, with the same noise per image for all runs. Besides the terms:
+    # "refit_elbo" (val, test), and "over_linear", the ELBO less that of the best linear encoder
+    # and decoder on the same image (of a linear model on train with its expectation done exactly).
+    per_image: dict[str, Tensor]
     kl: Tensor  # [m], mean over the first 256 test images, the lab's batch
-    oracle: (
-        PPCA | None
-    )  # the best linear pair with this latent_dim and likelihood, where it is known
+    oracle: PPCA | None  # the best linear encoder and decoder of this size, where it is known
     linear: bool
-    history: list[dict[str, float]]  # an epoch a row; empty where the run kept none
+    history: list[dict[str, float]]  # a row a validation; empty where the run has none
     evaluation: dict[str, Any]  # evaluation.json; empty where there is none
     notes: list[str]  # what is missing or does not fit, a line each
-    reconstructions: Tensor  # [16, 1, 28, 28]
-    samples: Tensor  # [64, 1, 28, 28]
-    course: ChainTrace
+    reconstructions: Tensor  # [16, C, H, W]
+    samples: Tensor  # [64, C, H, W]
+    trace: ChainTrace
+    limit: Limit  # of the chain: the best that is known
+    mixing: Mixing  # likewise
 
     @property
     def latent_dim(self) -> int:
@@ -59,68 +63,124 @@ class Compared:
         return self.run.model.likelihood.label
 
     @property
-    def active(self) -> int:
-        return self.latent_dim - int(self.figures["test/collapsed"])
-
-
-def paired(a: Compared, b: Compared, key: str) -> Estimate:
-    """Mean of b − a over the images of `<split>/<term>`, and its standard error, in nats per
-    image."""
-    return Estimate.of(b.per_image[key] - a.per_image[key])
-
-
-# --- their figures ---------------------------------------------------------------------------------------------
+    def seed(self) -> Any:
+        return self.run.config.get("seed")
 
 
 @torch.no_grad()
-def compare_runs(runs: Sequence[Run], data: ImageDataModule) -> list[Compared]:
-    """All figures and pictures of the runs on the images of `data`."""
-    spectrum = data.spectrum()
+def measure(runs: Sequence[Run], data: ImageDataModule, spectrum: Spectrum) -> list[Training]:
+    """Everything that the page shows of these runs, on the images of `data`."""
+    # 1. The ELBO's terms image by image; each split is opened once for all runs.
+    metrics: list[dict[str, float]] = [{} for _ in runs]
+    per_image: list[dict[str, Tensor]] = [{} for _ in runs]
+    oracles = [best_linear(r.model.likelihood, spectrum, r.model.latent_dim) for r in runs]
+    optima: dict[tuple[str, int, float], Tensor] = {}  # equal for runs of one size and sigma
+    for split in SPLITS:
+        images, index = data.images(split), data.index[split]
+        for i, (run, oracle) in enumerate(zip(runs, oracles, strict=True)):
+            noise = noise_per_image(len(data.pixels[split]), run.model.latent_dim)[index]
+            means, terms = elbo_terms(run, images, noise)
+            metrics[i] |= {f"{split}/{key}": value for key, value in means.items()}
+            per_image[i] |= {f"{split}/{key}": value for key, value in terms.items()}
+            if oracle is None:
+                continue
+            key = (split, oracle.latent_dim, oracle.sigma)
+            optima.setdefault(key, oracle.elbo(images))
+            per_image[i][f"{split}/over_linear"] = over_linear(
+                run, images, terms["elbo"], optima[key], exact=split == "train"
+            )
+            metrics[i][f"oracle/{split}_elbo"] = optima[key].mean().item()
+            if split == "test":
+                metrics[i] |= free_sigma_optimum(spectrum, run.model.latent_dim, images, optima)
+        del images
+    # 2. The rest, run by run.
     return [
-        compare_run(run, name, data, spectrum) for run, name in zip(runs, names(runs), strict=True)
+        measure_run(*each, data) for each in zip(runs, metrics, per_image, oracles, strict=True)
     ]
 
 
-def compare_run(run: Run, name: str, data: ImageDataModule, spectrum: Spectrum) -> Compared:
-    model, notes = run.model, []
-    recomputed, per_image = elbo_figures(run, data)
-    figures: dict[str, float] = {
+def elbo_terms(
+    run: Run, images: Tensor, noise: Tensor
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Means of the ELBO's terms as in metrics.json, and each term image by image, float64 [N]."""
+    metric = ELBOMetric(run.model.latent_dim)
+    parts = []
+    for x, z_noise in zip(images.split(BATCH), noise.split(BATCH), strict=True):
+        terms, posterior = run.model.elbo_terms(x, z_noise)
+        metric.update(terms, posterior.loc)
+        parts.append(torch.stack([terms.elbo, terms.log_likelihood, terms.kl.sum(-1)]).double())
+    means = {key: float(value) for key, value in metric.compute().items()}
+    return means, dict(zip(TERMS, torch.cat(parts, 1), strict=True))
+
+
+def free_sigma_optimum(
+    spectrum: Spectrum, m: int, images: Tensor, optima: dict[tuple[str, int, float], Tensor]
+) -> dict[str, float]:
+    """sigma and test ELBO of the best linear encoder and decoder whose sigma is free too."""
+    likelihood = Gaussian(1.0, learned=True)
+    oracle = best_linear(likelihood, spectrum, m)
+    if oracle is None:
+        return {}
+    key = ("test", m, oracle.sigma)
+    optima.setdefault(key, oracle.elbo(images))
+    elbo = optima[key].mean().item()
+    return {"refit/oracle_sigma": oracle.sigma, "refit/oracle_test_elbo": elbo}
+
+
+def over_linear(run: Run, images: Tensor, elbo: Tensor, optimum: Tensor, exact: bool) -> Tensor:
+    """A run's ELBO less the best linear one, image by image, [N]; `exact` in z where it can be."""
+    weights = affine_weights(run.model) if exact else None
+    if weights is None:
+        return elbo - optimum
+    parts = [linear_elbo(run.model, weights, x) for x in images.split(BATCH)]
+    return torch.cat(parts) - optimum
+
+
+def measure_run(
+    run: Run,
+    recomputed: dict[str, float],
+    per_image: dict[str, Tensor],
+    oracle: PPCA | None,
+    data: ImageDataModule,
+) -> Training:
+    model = run.model
+    # 1. metrics.json, and what is recomputed here where it has nothing.
+    metrics: dict[str, float] = {
         "model/encoder_parameters": count_parameters(model.encoder),
         "model/decoder_parameters": count_parameters(model.decoder),
         **recomputed,
     }
-    if not run.metrics:
-        notes.append("no metrics.json: its training was cut off; its figures were computed here")
-    for key in recomputed:  # the run's own figures, where it has them
-        kept = run.metrics.get(key)
-        if kept is not None:
-            figures[key] = kept
-            if key.endswith("/elbo") and abs(kept - recomputed[key]) > 0.05:
-                notes.append(
-                    f"metrics.json has {key} {kept:.2f}, its kept checkpoint gives {recomputed[key]:.2f} here"
-                )
-    figures |= {f"{key}_se": Estimate.of(values).se for key, values in per_image.items()}
-
-    oracle = best_linear(model.likelihood, spectrum, model.latent_dim)
-    if oracle is not None:
-        figures["oracle/train_elbo"] = oracle.train_elbo
-        figures |= {
-            f"oracle/{s}_elbo": oracle.elbo(data.images(s)).mean().item() for s in ("val", "test")
-        }
+    notes = [] if run.metrics else ["no metrics.json: its metrics were computed here"]
+    for key in recomputed:
+        value = run.metrics.get(key)
+        if value is None:
+            continue
+        metrics[key] = value
+        if key.endswith("/elbo") and abs(value - recomputed[key]) > METRICS_TOLERANCE:
+            notes.append(
+                f"metrics.json has {key} {value:.2f}, "
+                f"its best checkpoint gives {recomputed[key]:.2f} here"
+            )
+    # 2. sigma refitted on validation images, the networks unchanged.
+    if model.sigma is not None and model.likelihood.density:
+        refitted = refit(model.sigma, model.image_shape, per_image)
+        metrics["refit/sigma"] = refitted.sigma
+        per_image |= {f"{split}/refit_elbo": v for split, v in refitted.elbo.items()}
+    for key, values in per_image.items():
+        metrics.setdefault(key, values.mean().item())
+        metrics[f"{key}_se"] = standard_error(values)
+    # 3. Latents, the chain, pictures.
     kl = kl_to_prior(model.encode(data.images("test", LAB_BATCH))).mean(0)
-    figures["batch/collapsed"] = float((kl < COLLAPSE_THRESHOLD).sum())
-
-    course = simulate(model, prior_latents(CHAINS, model.latent_dim), STEPS)
-    figures |= course.metrics | {
-        "chain/drift_at_start": course.drifts[0],
-        "chain/finite_steps": course.finite_steps,
+    metrics["batch/collapsed"] = float((kl < COLLAPSE_THRESHOLD).sum())
+    trace = simulate(model, prior_latents(CHAINS, model.latent_dim), STEPS)
+    metrics |= trace.metrics | {
+        "chain/drift_at_start": trace.drifts[0],
+        "chain/finite_steps": trace.finite_steps,
     }
-
-    history, evaluation = kept_history(run.folder, notes), kept_evaluation(run.folder, notes)
-    return Compared(
-        name=name,
+    history, evaluation = read_curves(run.folder, notes), read_evaluation(run.folder, notes)
+    return Training(
         run=run,
-        figures=figures,
+        metrics=metrics,
         per_image=per_image,
         kl=kl,
         oracle=oracle,
@@ -132,84 +192,34 @@ def compare_run(run: Run, name: str, data: ImageDataModule, spectrum: Spectrum) 
             data.images("test", IMAGES), torch.Generator().manual_seed(0)
         ),
         samples=model.mean_image(prior_latents(SAMPLES, model.latent_dim)),
-        course=course,
+        trace=trace,
+        limit=best_limit(trace, evaluation),
+        mixing=best_mixing(trace, evaluation),
     )
 
 
-def elbo_figures(run: Run, data: ImageDataModule) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Means as in metrics.json, with the noise of the run's own test, and the terms by image."""
-    figures: dict[str, float] = {}
-    per_image: dict[str, Tensor] = {}
-    noise, metric = FixedNoise(run.model.latent_dim, 0), ELBOMetric(run.model.latent_dim)
-    for split in SPLITS:
-        parts = []
-        for number, batch in enumerate(data.loader(split)):
-            terms, q = run.model.elbo_terms(batch.images(), noise(batch, number))
-            metric.update(terms, q.loc)
-            parts.append(torch.stack([terms.elbo, terms.log_likelihood, terms.kl.sum(-1)]).double())
-        figures |= metric.pop(split)
-        per_image |= {
-            f"{split}/{term}": row for term, row in zip(TERMS, torch.cat(parts, 1), strict=True)
-        }
-    return figures, per_image
-
-
-def kept_history(folder: Path, notes: list[str]) -> list[dict[str, float]]:
-    """The ELBO curves that the run's last checkpoint carries; where it has none, a note and no
-    rows."""
+def read_curves(folder: Path, notes: list[str]) -> list[dict[str, float]]:
+    """history.csv; where there is none, a note and no rows."""
     try:
-        callbacks = read_checkpoint(folder / LAST).get("callbacks", {})
-    except UserError as error:
-        notes.append(f"no ELBO curves: {error}")
+        history = read_history(folder)
+    except (ValueError, OSError) as error:
+        notes.append(f"no curves: {error}")
         return []
-    history = [state["history"] for key, state in callbacks.items() if key.startswith("ELBOCurves")]
     if not history:
-        notes.append("no ELBO curves: it was trained with callbacks.elbo_curves=null")
-    return history[0] if history else []
+        notes.append("no curves: it has no history.csv")
+    return history
 
 
-def kept_evaluation(folder: Path, notes: list[str]) -> dict[str, Any]:
-    """evaluation.json where `vae.evaluate` has left one."""
+def read_evaluation(folder: Path, notes: list[str]) -> dict[str, Any]:
+    """evaluation.json where `vae.evaluate` has left one, by flat key."""
     path = folder / "evaluation.json"
     if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
-            raise ValueError("it holds no figures by name")
+            raise ValueError("it holds no metrics by name")
     except ValueError as error:
         notes.append(f"evaluation.json cannot be read ({error})")
         return {}
     return dict(flatten(found))
-
-
-def as_json(
-    compared: Sequence[Compared], words: dict[str, list[str]], limits: list[str]
-) -> dict[str, Any]:
-    """Every figure of the page."""
-    first = compared[0]
-    return {
-        "verdict": words,
-        "not_to_be_concluded": limits,
-        "reference": first.name,
-        "runs": [
-            {
-                "name": each.name,
-                "folder": str(each.run.folder),
-                "settings": OmegaConf.to_container(each.run.config, resolve=False),
-                "figures": each.figures,
-                "difference_to_reference": {
-                    key: paired(first, each, key)._asdict() for key in each.per_image
-                },
-                "kl_per_latent": each.kl.tolist(),
-                "closed_form_kl_per_latent": each.oracle.kl.tolist()
-                if each.linear and each.oracle
-                else None,
-                "chain_drift": each.course.drifts,
-                "curves": each.history,
-                "evaluation": each.evaluation,
-                "notes": each.notes,
-            }
-            for each in compared
-        ],
-    }

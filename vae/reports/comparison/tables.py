@@ -4,18 +4,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from vae.reports.comparison.measure import TERMS, Compared, paired
-from vae.reports.comparison.sentences import number
+from vae.reports.comparison.chain_verdict import limit_distance
+from vae.reports.comparison.entries import Entry, compare
+from vae.reports.comparison.measure import TERMS
+from vae.reports.comparison.statistics import Measured
 
 
 class Cell(NamedTuple):
-    """A table cell: its text, and the value that the column sorts by."""
+    """A table cell: its text, the value that the column sorts by, and a second line."""
 
     text: str
     value: float | str | None = None
+    below: str = ""
 
 
-# --- tables ----------------------------------------------------------------------------------------------------
+NOTHING = Cell("–")
 
 
 def nats(value: float, se: float | None = None, sign: str = "") -> Cell:
@@ -23,93 +26,169 @@ def nats(value: float, se: float | None = None, sign: str = "") -> Cell:
     if not math.isfinite(value):
         return Cell("not finite")
     digits = ",.2f" if abs(value) < 1e6 else ".1e"
-    return Cell(
-        f"{value:{sign}{digits}}".replace("-", "−") + (f" ± {se:.2f}" if se is not None else ""),
-        value,
-    )
+    text = f"{value:{sign}{digits}}".replace("-", "−")
+    return Cell(text + (f" ± {se:.2f}" if se is not None else ""), value)
 
 
-def at_a_glance(compared: Sequence[Compared]) -> dict[str, list[Cell]]:
-    """Columns of the first table, a cell a run."""
-    first = compared[0]
+def metric_cell(entry: Entry, key: str, digits: str | None = None) -> Cell:
+    """The mean with its standard error; below it the standard deviation over trainings."""
+    if not entry.has(key):
+        return NOTHING
+    metric = entry.metric(key)
+    cell = nats(metric.mean, metric.se) if digits is None else plain(metric.mean, metric.se)
+    return cell._replace(below=spread(metric))
 
-    def difference(each: Compared) -> Cell:
-        return (
-            Cell("reference", 0.0)
-            if each is first
-            else nats(*paired(first, each, "test/elbo"), "+")
-        )
 
-    def chain(each: Compared) -> Cell:
-        steps, length = each.course.finite_steps, len(each.course.drifts)
-        return Cell("finite" if steps == length else f"diverged at {steps}", steps)
+def spread(metric: Measured) -> str:
+    if metric.sd is None:
+        return ""
+    return f"sd {metric.sd:.2g} over {metric.trainings} trainings"
 
-    def parameters(each: Compared) -> Cell:
-        parts = [int(each.figures[f"model/{part}_parameters"]) for part in ("encoder", "decoder")]
+
+def difference_cell(first: Entry, entry: Entry, key: str) -> Cell:
+    found = compare(first, entry, key)
+    return nats(found.mean, found.se, "+")
+
+
+def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
+    """Columns of the first table, a cell an entry."""
+    first = entries[0]
+
+    def difference(entry: Entry) -> Cell:
+        if entry is first:
+            return Cell("reference", 0.0)
+        return difference_cell(first, entry, "test/elbo")
+
+    def parameters(entry: Entry) -> Cell:
+        parts = [int(entry.mean(f"model/{part}_parameters")) for part in ("encoder", "decoder")]
         return Cell(f"{parts[0]:,} + {parts[1]:,}", sum(parts))
 
-    columns: dict[str, Callable[[Compared], Cell]] = {
+    def latents(entry: Entry) -> Cell:
+        collapsed = entry.metric("test/collapsed")
+        used = entry.latent_dim - collapsed.mean
+        return Cell(f"{used:.3g} of {entry.latent_dim}", used, spread(collapsed))
+
+    columns: dict[str, Callable[[Entry], Cell]] = {
         "parameters (encoder + decoder)": parameters,
-        "latent_dim": lambda each: Cell(str(each.latent_dim), each.latent_dim),
-        "p(x|z)": lambda each: Cell(each.likelihood, each.run.model.sigma or 0.0),
-        "test ELBO": lambda each: nats(each.figures["test/elbo"], each.figures["test/elbo_se"]),
+        "trainings": lambda entry: Cell(str(len(entry.trainings)), len(entry.trainings)),
+        "latent_dim": lambda entry: Cell(str(entry.latent_dim), entry.latent_dim),
+        "p(x|z)": lambda entry: Cell(entry.likelihood, entry.first.run.model.sigma or 0.0),
+        "test ELBO": lambda entry: metric_cell(entry, "test/elbo"),
         f"difference to {first.name}": difference,
-        "latents in use": lambda each: Cell(f"{each.active} of {each.latent_dim}", each.active),
-        "chain": chain,
-        "drift": lambda each: nats(each.course.drifts[-1]),
+        "test ELBO at refitted sigma": lambda entry: metric_cell(entry, "test/refit_elbo"),
+        "latents in use": latents,
+        "chain's limit from the prior": limit_cell,
     }
-    if any(number(each, "samples/fid") is not None for each in compared):
-        columns["Fréchet distance"] = lambda each: plain(each.evaluation.get("samples/fid"))
-    return {name: [cell(each) for each in compared] for name, cell in columns.items()}
+    if len({entry.latent_dim for entry in entries}) == 1:
+        del columns["latent_dim"]
+    if not any(entry.has("test/refit_elbo") for entry in entries):
+        del columns["test ELBO at refitted sigma"]
+    if any(entry.has("samples/fid") for entry in entries):
+        columns["Fréchet distance"] = lambda entry: metric_cell(entry, "samples/fid", "plain")
+    return {name: [cell(entry) for entry in entries] for name, cell in columns.items()}
 
 
-def finals(compared: Sequence[Compared], split: str) -> list[list[Cell]]:
-    """A row a run: each term with its standard error, its paired difference to the first run, the
-    linear optimum."""
+def limit_cell(entry: Entry) -> Cell:
+    """KL(limit ‖ prior) in nats, or why there is none."""
+    trace, distance = entry.first.trace, limit_distance(entry)
+    if trace.finite_steps < len(trace.drifts):
+        return Cell(f"diverged at {trace.finite_steps}", math.inf)
+    if distance is None:
+        return Cell("not known")
+    if not math.isfinite(distance.mean):
+        return Cell("no limit", math.inf)
+    exact = all(training.limit.method == "exact" for training in entry.trainings)
+    text = f"{distance.mean:.2f} (exact)" if exact else nats(distance.mean, distance.se).text
+    return Cell(text, distance.mean, spread(distance))
+
+
+def finals(entries: Sequence[Entry], split: str) -> list[list[Cell]]:
+    """A row an entry: each term, its paired difference to the first entry, the linear optimum."""
     rows = []
-    for each in compared:
+    for entry in entries:
         cells = []
         for term in TERMS:
             key = f"{split}/{term}"
-            cells.append(nats(each.figures[key], each.figures[f"{key}_se"]))
+            cells.append(metric_cell(entry, key))
             cells.append(
-                Cell("–") if each is compared[0] else nats(*paired(compared[0], each, key), "+")
+                NOTHING if entry is entries[0] else difference_cell(entries[0], entry, key)
             )
+        key = f"oracle/{split}_elbo"
+        rows.append([*cells, nats(entry.mean(key)) if entry.has(key) else NOTHING])
+    return rows
+
+
+def sigma_table(entries: Sequence[Entry]) -> list[list[Cell]]:
+    """A row an entry: sigma and test ELBO as trained and refitted, and the linear optimum at both.
+
+    Empty where no entry has a sigma.
+    """
+    if not any(entry.has("refit/sigma") for entry in entries):
+        return []
+    rows = []
+    for entry in entries:
+        sigma = entry.first.run.model.sigma
         rows.append(
-            [*cells, nats(each.figures[f"oracle/{split}_elbo"]) if each.oracle else Cell("–")]
+            [
+                Cell(f"{sigma:.4g}", sigma) if sigma is not None else NOTHING,
+                metric_cell(entry, "test/elbo"),
+                metric_cell(entry, "oracle/test_elbo"),
+                sigma_cell(entry, "refit/sigma"),
+                metric_cell(entry, "test/refit_elbo"),
+                sigma_cell(entry, "refit/oracle_sigma"),
+                metric_cell(entry, "refit/oracle_test_elbo"),
+            ]
         )
     return rows
 
 
-def evaluation_table(compared: Sequence[Compared]) -> dict[str, list[Cell]]:
-    """The single figures of evaluation.json, a cell a run; a figure's standard error stands beside
-    it.
+def sigma_cell(entry: Entry, key: str) -> Cell:
+    if not entry.has(key):
+        return NOTHING
+    metric = entry.metric(key)
+    return Cell(f"{metric.mean:.4f}", metric.mean, spread(metric))
+
+
+def evaluation_table(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
+    """The single metrics of evaluation.json, a cell an entry, with their errors.
 
     Its lists (KL per latent, covariances, classes over time) would widen the table past reading;
-    like the differences from one other run, which the page has for all, they are in
-    comparison.json.
+    like the differences to one other run, which the page has for all, they are in comparison.json.
     """
-    found = {key: value for each in compared for key, value in each.evaluation.items()}
-    rows = [
+    found = {key: v for e in entries for t in e.trainings for key, v in t.evaluation.items()}
+    keys = [
         key
         for key, value in found.items()
         if not isinstance(value, list | dict)
         and not key.startswith(("against", "time/"))
         and not (key.endswith("_se") and key.removesuffix("_se") in found)
     ]
-    return {
-        key: [
-            plain(each.evaluation.get(key), each.evaluation.get(f"{key}_se")) for each in compared
-        ]
-        for key in rows
-    }
+    return {key: [evaluation_cell(entry, key) for entry in entries] for key in keys}
+
+
+def evaluation_cell(entry: Entry, key: str) -> Cell:
+    """A metric with its errors, or a text that all trainings share."""
+    values = [training.evaluation.get(key) for training in entry.trainings]
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        errors = [training.evaluation.get(f"{key}_se") for training in entry.trainings]
+        known = [float(e) for e in errors if isinstance(e, int | float)]
+        se = sum(known) / len(known) if len(known) == len(errors) else None
+        if len(values) == 1:
+            return plain(values[0], se)
+        metric = Measured.of([float(v) for v in values], se)  # type: ignore[arg-type]
+        return plain(metric.mean, se)._replace(below=spread(metric))
+    texts = list(dict.fromkeys("–" if v is None else str(v) for v in values))
+    return Cell(", ".join(texts), None if texts == ["–"] else texts[0])
 
 
 def plain(value: Any, se: Any = None) -> Cell:
-    """Any figure of an evaluation; its exact value stays behind the text."""
+    """Any metric of an evaluation; its exact value stays behind the text."""
     if value is None:
-        return Cell("–")
+        return NOTHING
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Cell(str(value), str(value))
+    if not math.isfinite(value):
+        return Cell("not finite")
     style = ",.0f" if value == int(value) else ",.2f" if abs(value) >= 10 else ",.4g"
-    return Cell(f"{value:{style}}" + (f" ± {se:.2g}" if isinstance(se, int | float) else ""), value)
+    error = f" ± {se:.2g}" if isinstance(se, int | float) else ""
+    return Cell(f"{value:{style}}{error}", value)

@@ -1,125 +1,194 @@
-"""The comparison in words, each sentence computed from the figures, and what must not be concluded
-from them."""
+"""The comparison in words, each sentence computed from metrics and their errors."""
 
-import math
 from collections.abc import Sequence
 
-from vae.reports.comparison.measure import Compared, paired
-from vae.reports.comparison.sentences import (
-    MAX_INDIVIDUAL_RUNS,
-    all_chains,
-    chain,
-    number,
+from vae.reports.comparison.chain_verdict import all_chains, chain
+from vae.reports.comparison.entries import Entry, compare
+from vae.reports.comparison.likelihood_verdict import log_likelihood
+from vae.reports.comparison.sample_verdict import samples
+from vae.reports.comparison.words import (
+    MAX_INDIVIDUAL_ENTRIES,
+    listed,
+    signed,
+    which_error,
+    with_error,
 )
 
-SIGNIFICANT_SE = 3  # standard errors from which a difference is called one
+NUMERICAL_ERROR = 0.01  # nats that rounding may add to a mean ELBO
+ALARM_SE = 3  # paired standard errors above the linear optimum that cannot be
 
 
-# evaluation's measures of samples against test images, and the sign of better
-MEASURES = {"samples/fid": ("Fréchet distance", -1), "samples/kid": ("KID", -1)}
-
-
-def verdict(compared: Sequence[Compared]) -> dict[str, list[str]]:
-    """Sentences by heading; beyond MAX_INDIVIDUAL_RUNS runs those that are about one run are put
-    together."""
-    few = len(compared) <= MAX_INDIVIDUAL_RUNS
-    return {
-        "ELBO": elbo(compared),
-        "Latents in use": [latents(each) for each in compared] if few else [all_latents(compared)],
-        "Samples": samples(compared),
-        "Chain": [chain(each) for each in compared] if few else all_chains(compared),
+def verdict(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Sentences by heading; with many entries those about a single one are put together."""
+    few = len(entries) <= MAX_INDIVIDUAL_ENTRIES
+    found = {
+        "ELBO": elbo(entries),
+        "ELBO and sigma": sigma(entries),
+        "Log-likelihood": log_likelihood(entries),
+        "Latents in use": [latents(e) for e in entries] if few else [all_latents(entries)],
+        "Samples": samples(entries),
+        "Chain": [chain(e) for e in entries] if few else all_chains(entries),
     }
+    return {heading: sentences for heading, sentences in found.items() if sentences}
 
 
-def elbo(compared: Sequence[Compared]) -> list[str]:
-    best, second, *rest = sorted(compared, key=lambda each: -each.figures["test/elbo"])
-    gain, se = paired(second, best, "test/elbo")
-    apart = gain / se if se > 0 else math.inf if gain else 0.0
-    a, b = (f"{each.figures['test/elbo']:.2f}" for each in (best, second))
-    if apart >= SIGNIFICANT_SE:
-        said = f"{best.name} has the {'highest' if rest else 'higher'} test ELBO: {a} against {b} nats per image"
-        said += f" for {second.name}; the paired difference is {gain:.2f} ± {se:.2f}, {apart:.0f} standard errors."
+# --- ELBO -------------------------------------------------------------------------------------
+
+
+def elbo(entries: Sequence[Entry]) -> list[str]:
+    best, second, *rest = sorted(entries, key=lambda entry: -entry.mean("test/elbo"))
+    found = compare(second, best, "test/elbo")
+    values = [with_error(entry.metric("test/elbo")) for entry in (best, second)]
+    if found.significant:
+        sentences = [
+            f"{best.name} has the {'highest' if rest else 'higher'} test ELBO: {values[0]} against "
+            f"{values[1]} nats per image for {second.name}; the paired difference is "
+            f"{signed(found)} ({which_error(found)})."
+        ]
     else:
-        said = f"{best.name} and {second.name} cannot be told apart by test ELBO: {a} and {b} nats per image, "
-        said += f"a paired difference of {gain:.2f} ± {se:.2f} ({apart:.1f} standard errors)."
-    sentences = [said]
+        sentences = [
+            f"{best.name} and {second.name} cannot be told apart by test ELBO: {values[0]} and "
+            f"{values[1]} nats per image, a paired difference of {signed(found)} "
+            f"({which_error(found)})."
+        ]
     if rest:
-        sentences.append(f"The lowest is {rest[-1].name} with {rest[-1].figures['test/elbo']:.2f}.")
-    if len({each.likelihood for each in compared}) > 1:
+        lowest = rest[-1]
+        sentences.append(
+            f"The lowest is {lowest.name} with {with_error(lowest.metric('test/elbo'))}."
+        )
+    if len({entry.likelihood for entry in entries}) > 1:
         sentences.append(
             "But p(x|z) is not the same in all of them, which moves the ELBO by itself."
         )
-    told = compared if len(compared) <= MAX_INDIVIDUAL_RUNS else [best, rest[-1]]
-    return sentences + [
-        against_linear(each, each.oracle.train_elbo) for each in told if each.oracle is not None
-    ]
+    shown = entries if len(entries) <= MAX_INDIVIDUAL_ENTRIES else [best, rest[-1]]
+    return sentences + [against_linear(each) for each in shown if each.first.oracle is not None]
 
 
-def against_linear(each: Compared, optimum: float) -> str:
-    """How far a run is from what the best linear pair reaches, on the training split where the
-    closed form holds."""
-    reached = each.figures["train/elbo"]
-    if each.linear:
-        where = f"{abs(optimum - reached):.2f} nats {'below' if reached <= optimum else 'above'}"
-        said = (
-            f"{each.name} is linear and ends {where} its closed-form optimum {optimum:.2f} (train)"
-        )
-        impossible = reached - optimum > SIGNIFICANT_SE * each.figures["train/elbo_se"]
-        return f"{said}, which cannot be: something is wrong." if impossible else f"{said}."
-    if reached > optimum:
-        return (
-            f"{each.name} is {reached - optimum:.2f} nats above what any linear pair of its size can reach "
-            f"({optimum:.2f}, train): a gain of the networks, not of the training."
-        )
+def against_linear(entry: Entry) -> str:
+    """How far an entry is from the best linear encoder and decoder of its size.
+
+    A linear one on the training images, where the closed form is its upper bound, exact in z; any
+    other on the held-out test images.
+    """
+    oracle = entry.first.oracle
+    assert oracle is not None
+    name = entry.name
+    if entry.first.linear:
+        excess = entry.metric("train/over_linear")
+        where = f"{abs(excess.mean):.2f} nats {'below' if excess.mean <= 0 else 'above'}"
+        text = f"{name} is linear and ends {where} its closed-form optimum {oracle.train_elbo:.2f}"
+        text += " (training images, expectation over z exact)"
+        if alarm := [t for t in entry.trainings if beats_optimum(t.metrics)]:
+            worst = max(alarm, key=lambda t: t.metrics["train/over_linear"])
+            metrics = worst.metrics
+            return (
+                f"{text}. A training lies {metrics['train/over_linear']:.2f} ± "
+                f"{metrics['train/over_linear_se']:.2f} nats above it, paired on the same images, "
+                "which cannot be: something is wrong."
+            )
+        return f"{text}."
+    gain = compare_to_optimum(entry)
+    optimum = f"the linear encoder and decoder that is best on the training images ({gain[2]:.2f})"
+    size = f"{abs(gain[0]):.2f} ± {gain[1]:.2f} nats"
+    if abs(gain[0]) <= 3 * gain[1]:
+        return f"{name} cannot be told from {optimum} on test images: {size} apart."
+    if gain[0] > 0:
+        return f"{name} is {size} above {optimum} on test images: a gain of the networks."
     return (
-        f"{each.name} ends {optimum - reached:.2f} nats below the best linear pair of its size ({optimum:.2f}, train): "
+        f"{name} ends {size} below {optimum} on test images: "
         "trained too little, or something is wrong."
     )
 
 
-def latents(each: Compared) -> str:
-    collapsed, inactive = int(each.figures["test/collapsed"]), int(each.figures["test/inactive"])
-    said = f"{each.name} uses {each.active} of {each.latent_dim} for {each.figures['test/kl']:.1f} nats of KL"
-    said += f" ({collapsed} collapsed" + (
-        f", {inactive} inactive by Burda" if inactive != collapsed else ""
+def beats_optimum(metrics: dict[str, float]) -> bool:
+    """Whether a linear model's ELBO on train is above its upper bound by more than its errors."""
+    excess, se = metrics["train/over_linear"], metrics["train/over_linear_se"]
+    return excess > max(NUMERICAL_ERROR, ALARM_SE * se)
+
+
+def compare_to_optimum(entry: Entry) -> tuple[float, float, float]:
+    """Gain over the linear optimum on test, its error, and the optimum's test ELBO, in nats."""
+    gain = entry.metric("test/over_linear")
+    error = ((gain.se or 0.0) ** 2 + (gain.trainings_se or 0.0) ** 2) ** 0.5
+    return gain.mean, error, entry.mean("oracle/test_elbo")
+
+
+# --- sigma ------------------------------------------------------------------------------------
+
+
+def sigma(entries: Sequence[Entry]) -> list[str]:
+    """The ELBO at the sigma refitted on validation images: the size of a gap belongs to sigma."""
+    refitted = [entry for entry in entries if entry.has("test/refit_elbo")]
+    if len(refitted) < 2:
+        return []
+    best, second = sorted(refitted, key=lambda entry: -entry.mean("test/elbo"))[:2]
+    shown = refitted if len(refitted) <= MAX_INDIVIDUAL_ENTRIES else [best, second]
+    # 1. Each entry with its own best sigma.
+    values = listed(
+        [
+            f"{with_error(entry.metric('test/refit_elbo'))} for {entry.name} "
+            f"(sigma {entry.mean('refit/sigma'):.3f})"
+            for entry in shown
+        ]
     )
-    return said + (
-        f"; closed form: {each.oracle.collapsed})." if each.linear and each.oracle else ")."
-    )
-
-
-def all_latents(compared: Sequence[Compared]) -> str:
-    return "; ".join(f"{each.name}: {each.active} of {each.latent_dim}" for each in compared) + "."
-
-
-def samples(compared: Sequence[Compared]) -> list[str]:
-    """Whose samples are closer to the test images, by the measures that all evaluations have."""
-    without = [
-        each for each in compared if not any(number(each, key) is not None for key in MEASURES)
+    sentences = [
+        f"With sigma refitted on validation images and the networks unchanged, test ELBO is "
+        f"{values} nats per image."
     ]
-    judged = [each for each in compared if each not in without]
-    sentences, winners = [], set()
-    if len(judged) > 1:
-        for key, (name, sign) in MEASURES.items():
-            if all(number(each, key) is not None for each in judged):
-                ranked = sorted(judged, key=lambda each: -sign * float(each.evaluation[key]))
-                winners.add(ranked[0].name)
-                values = "; ".join(f"{each.name} {each.evaluation[key]:.4g}" for each in ranked)
-                floor = number(ranked[0], f"{key}_floor")
-                told = (
-                    f" (floor, training against test images: {floor:.4g})"
-                    if floor is not None
-                    else ""
-                )
-                closer = "closer" if len(ranked) == 2 else "closest"
-                sentences.append(
-                    f"By {name} the samples of {ranked[0].name} are {closer} to the data: {values}{told}."
-                )
-        if len(winners) > 1:
-            sentences.append("The measures disagree, so nothing follows.")
-    if without:
-        name_runs = f" for {'; '.join(each.name for each in without)}" if judged else ""
-        sentences.append(
-            f"Not judged{name_runs}: no figures of samples; python -m vae.evaluate run=… makes them."
-        )
+    # 2. The same gap at both.
+    at_fixed, at_best = (compare(second, best, f"test/{k}") for k in ("elbo", "refit_elbo"))
+    fixed = sorted({f"{s:.4g}" for entry in (best, second) if (s := sigma_of(entry)) is not None})
+    if not at_best.significant:
+        gap = f"cannot be told from zero at the refitted ones ({signed(at_best)})"
+    elif at_best.mean * at_fixed.mean < 0 and at_fixed.significant:
+        gap = f"turns round to {signed(at_best)} in favour of {second.name} at the refitted ones"
+    else:
+        gap = f"{signed(at_best)} at the refitted ones"
+    sentences.append(
+        f"The gap between {best.name} and {second.name} is {signed(at_fixed)} nats at sigma "
+        f"{listed(fixed)} and {gap} ({which_error(at_best)}): the size of a gap belongs to its "
+        "sigma."
+    )
+    # 3. What a linear encoder and decoder could reach.
+    for m in dict.fromkeys(entry.latent_dim for entry in shown):
+        entry = next(entry for entry in shown if entry.latent_dim == m)
+        if entry.has("refit/oracle_test_elbo"):
+            sentences.append(
+                f"The best linear encoder and decoder with latent_dim {m} and a free sigma has "
+                f"{entry.mean('refit/oracle_test_elbo'):.1f} on test images, at sigma "
+                f"{entry.mean('refit/oracle_sigma'):.6f} (closed form, best on training images)."
+            )
     return sentences
+
+
+def sigma_of(entry: Entry) -> float | None:
+    return entry.first.run.model.sigma
+
+
+# --- latents ----------------------------------------------------------------------------------
+
+
+def latents(entry: Entry) -> str:
+    collapsed, inactive = entry.metric("test/collapsed"), entry.metric("test/inactive")
+    text = f"{entry.name} uses {count(entry.latent_dim - collapsed.mean)} of {entry.latent_dim}"
+    text += f" for {entry.mean('test/kl'):.1f} nats of KL ({count(collapsed.mean)} collapsed"
+    if inactive.mean != collapsed.mean:
+        text += f", {count(inactive.mean)} inactive by Burda"
+    if collapsed.sd is not None:
+        text += f"; mean of {collapsed.trainings} trainings, sd {collapsed.sd:.1f}"
+    oracle = entry.first.oracle
+    return text + (
+        f"; closed form: {oracle.collapsed})." if entry.first.linear and oracle else ")."
+    )
+
+
+def count(number: float) -> str:
+    return f"{number:.0f}" if number == round(number) else f"{number:.1f}"
+
+
+def all_latents(entries: Sequence[Entry]) -> str:
+    parts = [
+        f"{e.name}: {count(e.latent_dim - e.mean('test/collapsed'))} of {e.latent_dim}"
+        for e in entries
+    ]
+    return "; ".join(parts) + "."

@@ -1,0 +1,40 @@
+"""The chain's limit and mixing time that a comparison shows: the best that is known of a run."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vae.analysis.chain import ChainTrace
+from vae.analysis.limit import Limit, Mixing
+
+
+def best_limit(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Limit:
+    """Exact where it is; else from evaluation.json, with many chains; else from the page's own."""
+    kl = evaluation.get("chain/limit_kl")
+    if trace.limit.method == "exact" or trace.limit.has_limit is False or not is_number(kl):
+        return trace.limit
+    se, p = (evaluation.get(f"chain/limit_{key}") for key in ("kl_se", "p"))
+    return Limit(
+        float(kl),
+        float(se) if is_number(se) else math.nan,
+        float(p) if is_number(p) else math.nan,
+        str(evaluation.get("chain/limit_method", "simulated")),
+        None,
+        *(
+            int(n) if is_number(n := evaluation.get(f"chain/{k}")) else 0
+            for k in ("chains", "steps")
+        ),
+    )
+
+
+def best_mixing(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Mixing:
+    """Exact where it is; else from evaluation.json, with more steps; else from the page's own."""
+    method, steps = (evaluation.get(f"chain/mixing_{key}") for key in ("method", "steps"))
+    if trace.mixing.method == "exact" or method is None:
+        return trace.mixing
+    return Mixing(float(steps) if is_number(steps) else math.nan, str(method))
+
+
+def is_number(value: Any) -> bool:
+    """A finite number; JSON has null where one was not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,136 @@
+"""Whose samples are closer to test images: by every measure, with its error."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vae.reports.comparison.entries import Entry, compare
+from vae.reports.comparison.statistics import LEVEL, Difference, Measured, difference
+from vae.reports.comparison.words import listed, which_error
+
+
+class Measure(NamedTuple):
+    """A measure of samples in evaluation.json."""
+
+    key: str
+    name: str
+    best: float | None  # the value of a perfect model; None: the lower or higher the better
+    sign: int  # +1 where higher is better, −1 where lower is
+    sensitive_to: str
+
+
+REALISM = "whether single samples look like test images"
+VARIETY = "whether all kinds of test images are among the samples"
+BOTH = "both at once"
+MEASURES = (
+    Measure("samples/fid", "Fréchet distance", None, -1, BOTH),
+    Measure("samples/kid", "KID", None, -1, BOTH),
+    Measure("samples/precision", "precision", None, 1, REALISM),
+    Measure("samples/density", "density", None, 1, REALISM),
+    Measure("samples/recall", "recall", None, 1, VARIETY),
+    Measure("samples/coverage", "coverage", None, 1, VARIETY),
+    Measure("samples/nn_real", "1-NN accuracy of test images", 0.5, -1, BOTH),
+    Measure("samples/nn_fake", "1-NN accuracy of samples", 0.5, -1, BOTH),
+)
+
+
+class Judgement(NamedTuple):
+    """What one measure says about the entries: the best against the second."""
+
+    measure: Measure
+    ranked: list[Entry]
+    found: Difference
+
+    @property
+    def winner(self) -> Entry | None:
+        return self.ranked[0] if self.found.significant else None
+
+    @property
+    def text(self) -> str:
+        """`Fréchet distance (38.1 ± 0.5 against 45.2 ± 0.6)`."""
+        values = [short(entry.metric(self.measure.key)) for entry in self.ranked[:2]]
+        floor = f"{self.measure.key}_floor"
+        first = self.ranked[0]
+        best = f"; training images {first.mean(floor):.3g}" if first.has(floor) else ""
+        return f"{self.measure.name} ({' against '.join(values)}{best})"
+
+
+def short(metric: Measured) -> str:
+    """A mean with the larger of its errors, three digits."""
+    errors = [e for e in (metric.se, metric.trainings_se) if e is not None]
+    return f"{metric.mean:.3g}" + (f" ± {max(errors):.1g}" if errors else "")
+
+
+def judge(measure: Measure, entries: Sequence[Entry]) -> Judgement:
+    """Best against second, where all entries have the measure."""
+    ranked = sorted(entries, key=lambda entry: badness(measure, entry.mean(measure.key)))
+    best, second = ranked[:2]
+    if measure.best is None:
+        return Judgement(measure, ranked, compare(second, best, measure.key))
+    # distance from the best value, with the same errors
+    a, b = (
+        metric._replace(mean=abs(metric.mean - measure.best))
+        for metric in (second.metric(measure.key), best.metric(measure.key))
+    )
+    return Judgement(measure, ranked, difference(a, b))
+
+
+def badness(measure: Measure, value: float) -> float:
+    return -measure.sign * value if measure.best is None else abs(value - measure.best)
+
+
+def samples(entries: Sequence[Entry]) -> list[str]:
+    """A difference is claimed only beyond its errors; where measures disagree, what each sees."""
+    # 1. Who was judged, and by which measures.
+    judged = [entry for entry in entries if any(entry.has(each.key) for each in MEASURES)]
+    missing = [entry for entry in entries if entry not in judged]
+    common = [each for each in MEASURES if all(entry.has(each.key) for entry in judged)]
+    sentences = []
+    if len(judged) > 1 and common:
+        judgements = [judge(measure, judged) for measure in common]
+        sentences = state(judgements)
+    # 2. Who was not.
+    if missing:
+        names = f" for {'; '.join(entry.name for entry in missing)}" if judged else ""
+        sentences.append(
+            f"Not judged{names}: no measures of samples; python -m vae.evaluate run=… makes them."
+        )
+    return sentences
+
+
+def state(judgements: Sequence[Judgement]) -> list[str]:
+    """Who is better by which measures, which of them decide nothing, and whether they disagree."""
+    sentences, winners = [], list(dict.fromkeys(j.winner.name for j in judgements if j.winner))
+    superlative = "best" if len(judgements[0].ranked) > 2 else "better"
+    # 1. What each winner wins.
+    for name in winners:
+        won = [each for each in judgements if each.winner and each.winner.name == name]
+        sentences.append(
+            f"{name} is {superlative} by {listed([each.text for each in won])}, "
+            f"which see {seen(won)}."
+        )
+    # 2. What is within the errors.
+    undecided = [each for each in judgements if each.winner is None]
+    if undecided:
+        start = (
+            "Within their errors, so not decided, are"
+            if winners
+            else ("No measure tells the samples apart beyond its error:")
+        )
+        sentences.append(f"{start} {listed([each.text for each in undecided])}.")
+    # 3. What follows.
+    if len(winners) > 1:
+        sentences.append(
+            "The measures disagree: none of them is better in every respect, and which one counts "
+            "depends on whether realism or variety is wanted."
+        )
+    errors = list(dict.fromkeys(which_error(j.found, "samples") for j in judgements))
+    sentences.append(
+        f"Errors: {'; '.join(errors)}. A difference is claimed where chance makes it in fewer "
+        f"than {LEVEL:.0%} of comparisons."
+    )
+    return sentences
+
+
+def seen(judgements: Sequence[Judgement]) -> str:
+    kinds = {each.measure.sensitive_to for each in judgements}
+    return listed([kind for kind in (REALISM, VARIETY, BOTH) if kind in kinds])

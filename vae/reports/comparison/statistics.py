@@ -1,0 +1,105 @@
+"""Means with their errors, and when a difference is called one.
+
+Two errors are told apart everywhere. `se` is the standard error of the estimate for fixed weights:
+over the test images, or over the samples that a measure was computed from. `sd` is the standard
+deviation over trainings that differ in their seed alone. One training has no `sd`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LEVEL = 0.01  # a difference is called one where chance makes it in fewer than 1 of 100 comparisons
+
+
+class Measured(NamedTuple):
+    """The mean of a metric over the trainings of an entry, in the unit of the metric."""
+
+    mean: float
+    se: float | None  # standard error of the estimate; None where it is unknown
+    sd: float | None  # standard deviation over trainings; None for a single one
+    trainings: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], se: float | None) -> "Measured":
+        """Of one value a training; `se` is that of their mean."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        sd = tensor.std().item() if len(values) > 1 else None
+        return cls(tensor.mean().item(), se, sd, len(values))
+
+    @property
+    def trainings_se(self) -> float | None:
+        """Standard error of the mean over trainings."""
+        return None if self.sd is None else self.sd / math.sqrt(self.trainings)
+
+
+class Difference(NamedTuple):
+    """b − a, its standard error, and how often chance alone makes one as large (two-sided)."""
+
+    mean: float
+    se: float | None  # None where no error is known
+    p: float  # NaN where no error is known
+    of_trainings: bool  # whether the error counts the spread over trainings
+    trainings: tuple[int, int]
+
+    @property
+    def significant(self) -> bool:
+        return self.p < LEVEL
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of one value an image, [N]; NaN for a single image."""
+    return (values.double().std() / math.sqrt(len(values))).item()
+
+
+def difference(a: Measured, b: Measured, paired_se: float | None = None) -> Difference:
+    """b − a by Welch's t-test; `paired_se` is the error of the estimate where both share images.
+
+    With at least two trainings of each the error is that of trainings and of the estimate together,
+    and the degrees of freedom are Welch and Satterthwaite's. Otherwise it is the estimate's alone.
+    """
+    mean, counts = b.mean - a.mean, (a.trainings, b.trainings)
+    # 1. The error of the estimate: paired over the same images, or of two independent ones.
+    estimate = paired_se
+    if estimate is None and a.se is not None and b.se is not None:
+        estimate = math.hypot(a.se, b.se)
+    # 2. The spread over trainings, where both have one.
+    of_trainings = a.sd is not None and b.sd is not None
+    variances = [e**2 for each in (a, b) if of_trainings and (e := each.trainings_se) is not None]
+    if estimate is None and not of_trainings:
+        return Difference(mean, None, math.nan, False, counts)
+    total = sum(variances) + (estimate or 0.0) ** 2
+    se = math.sqrt(total)
+    if se == 0:
+        return Difference(mean, 0.0, 1.0 if mean == 0 else 0.0, of_trainings, counts)
+    # 3. Degrees of freedom: those of the estimate are taken as infinite.
+    spread = sum(v**2 / (n - 1) for v, n in zip(variances, counts, strict=False))
+    return Difference(
+        mean,
+        se,
+        two_sided_p(mean / se, total**2 / spread if spread else math.inf),
+        of_trainings,
+        counts,
+    )
+
+
+def two_sided_p(t: float, dof: float) -> float:
+    """P(|T| > |t|) of Student's t; of the normal law for infinite `dof`.
+
+    T = √dof tan θ turns the tail into ∫ cos^(dof−1) θ dθ over a finite range (Simpson's rule).
+    """
+    if math.isnan(t):
+        return math.nan
+    if math.isinf(dof) or dof > 1e4:
+        return math.erfc(abs(t) / math.sqrt(2))
+    start = math.atan(abs(t) / math.sqrt(dof))
+    theta = torch.linspace(start, math.pi / 2, 2001, dtype=torch.float64)
+    values = theta.cos().clamp_min(0).pow(dof - 1)
+    weights = torch.ones(2001, dtype=torch.float64)
+    weights[1:-1:2], weights[2:-1:2] = 4, 2
+    integral = (weights * values).sum().item() * (math.pi / 2 - start) / 2000 / 3
+    log_norm = math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2) - 0.5 * math.log(math.pi)
+    return min(1.0, 2 * integral * math.exp(log_norm))
