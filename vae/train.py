@@ -1,9 +1,12 @@
-"""Train a pair, test it, leave a run folder: python -m vae.train model=baseline|deep [any.key=value
-…]"""
+"""Train a VAE, test it, leave a run folder.
+
+python -m vae.train model=baseline|deep [any.key=value …]
+"""
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +21,7 @@ from vae.runs.errors import UserError, report_errors
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")
 @report_errors
 def main(config: DictConfig) -> float:
-    """Returns the validation ELBO of the kept checkpoint, for a sweeper to maximise."""
+    """Returns the validation ELBO of the best checkpoint, for a sweeper to maximise."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     if hydra_config.mode == RunMode.MULTIRUN:
@@ -28,132 +31,170 @@ def main(config: DictConfig) -> float:
     if config.get("resume") is not None:
         config = saved_config(folder, hydra_config.overrides.task, config)
     try:
-        return train(config, folder)["val/elbo"]
+        return train(config, folder).get("val/elbo", float("nan"))
     except UserError:
         discard_empty_run(folder)
         raise
 
 
 def train(config: DictConfig, folder: Path) -> dict[str, float]:
-    """One run from settings to figures: everything it makes goes into `folder`, its final figures
-    come back.
+    """One run from settings to metrics, which come back; everything it makes goes into `folder`.
 
-    Goes on from `checkpoints/last.ckpt` where the folder has one. Raises UserError with every
+    Resumes from `checkpoints/last.ckpt` where the folder has one. Raises UserError with every
     problem of the settings at once, RunError where the data cannot be had.
     """
     # Heavy imports wait until a run starts, so that --help answers at once.
-    import torch
-
     from vae.reports import run_table
     from vae.runs import files
     from vae.runs import folder as runs
-    from vae.runs.validation import Builder, incompatibilities
     from vae.theory.ppca import best_linear
-    from vae.training import loggers
-    from vae.training.checkpoints import AtomicCheckpointIO, BestAndLast
-    from vae.training.module import LitVAE
+    from vae.training.keep import keep_average, load_kept
     from vae.training.progress import silence_lightning
-    from vae.training.shutdown import SignalHandler
 
     silence_lightning()
 
     # 1. Settings become objects.
+    data, module, trainer, signals, resume = build_run(config, folder)
+    first = trainer.is_global_zero  # of the processes of one run, the one that writes files
+
+    # 2. The data, and the best that a linear encoder and decoder could do on it.
+    data.prepare_data()
+    data.setup("fit")
+    model = module.model
+    module.oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim)
+
+    # 3. Training.
+    with files.folder_lock(folder), signals, trainer.logger:
+        if first and not trainer.fast_dev_run:
+            for partial in folder.glob("checkpoints/.*.partial"):  # of a process that was killed
+                partial.unlink()
+            environment = runs.environment(config.seed, trainer.strategy.root_device)
+            files.write_json(folder / "environment.json", environment)
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        keep_average(trainer, module, folder)
+
+        # 4. Testing, on all three splits.
+        tested = load_kept(trainer, module, folder)
+        data.test_splits = ("train", "val", "test")
+        trainer.test(module, data, verbose=False)
+        metrics = module.test_metrics | run_table.run_metrics(trainer, module, data)
+        if first:
+            if not trainer.fast_dev_run:
+                files.write_json(folder / "metrics.json", metrics)
+                trainer.logger.log_final(metrics, trainer.global_step)
+            print(run_table.table(model, metrics), f"run folder: {folder}", sep="\n")
+            print(f"tested: {tested}")
+    return metrics
+
+
+def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
+    """Data module, LightningModule, Trainer, signal handler, and the checkpoint to resume from.
+
+    Raises UserError with every problem of the settings at once.
+    """
+    import torch
+
+    from vae.runs import folder as runs
+    from vae.runs.validation import Builder, incompatibilities
+    from vae.training import loggers
+    from vae.training.checkpoints import AtomicCheckpointIO
+    from vae.training.devices import resolve_precision, unavailable
+    from vae.training.schedules import as_schedule
+    from vae.training.shutdown import SignalHandler
+
+    # 1. What is trained, on which data.
     build = Builder(config)
-    build.require(
-        "data", "model", "optimizer", "seed", "compile", "skip_bad_steps", "save_every_n_steps"
-    )
-    build.require(
-        *(
-            f"trainer.{key}"
-            for key in ("num_sanity_val_steps", "inference_mode", "use_distributed_sampler")
-        )
-    )
+    build.require("data", "model", "optimizer", "learning", "seed", "trainer")
     build.seed()
     data = build("data", seed=config.seed)
     model = build("model")
-    objective = build("objective")
     build.problems += incompatibilities(model, data)
-    optimizer, scheduler = build("optimizer"), build("scheduler")
+    parts = {"objective": build("objective"), "optimizer": build("optimizer")}
+    build("scheduler")
+    parts["scheduler"] = as_schedule(build.config["scheduler"], build.instantiate)
+
+    # 2. What goes along: callbacks, the logger, signals.
     resume = runs.checkpoint_to_resume(folder)
     with loggers.logger_lock():
         logger = build("logger", **loggers.arguments(build.config, folder, resume))
-    dashboard = loggers.FaultTolerantLogger(logger, build.config, folder, resume)
-    interruption = SignalHandler(folder / runs.LAST, build.config["save_every_n_steps"])
-    callbacks = [*build.each("callbacks"), interruption, BestAndLast(folder)]
+    logger = loggers.FaultTolerantLogger(logger, build.config, folder, resume)
+    signals = SignalHandler(folder / runs.LAST, build.config["save_every_n_steps"])
+    callbacks = order_callbacks(build.each("callbacks"), build.config, signals, folder)
+
+    # 3. The Trainer.
+    settings = build.config["trainer"]
+    build.problems += unavailable(settings)
+    settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
     trainer = build(
         "trainer",
         callbacks=callbacks,
-        logger=dashboard,
+        logger=logger,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(folder),
     )
     build.finish(folder)
+    module = build("learning", model=model, **parts)
+    build.finish(folder)
+    kept = ("model", "objective", "optimizer", "scheduler")
+    module.hparams.update({name: build.config[name] for name in kept})
+
+    # 4. The processor.
     if trainer.strategy.root_device.type == "cpu":
         # Lightning has torch look for NVIDIA's library, and Adam asks at every step: 5 % of a small
-        # pair's time.
+        # model's time.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     if threads := build.config.get("threads"):
-        os.environ["OMP_NUM_THREADS"] = str(
-            threads
-        )  # for DDP's other processes, which Lightning starts
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that DDP starts
         torch.set_num_threads(threads)
+    return data, module, trainer, signals, resume
 
-    # 2. The data, and the best that a linear pair could do on it.
-    data.prepare_data()
-    data.setup("fit")
-    first = trainer.is_global_zero  # of the processes of one run, the one that writes files
-    oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim) if first else None
-    options = {key: build.config[key] for key in ("compile", "skip_bad_steps")}
-    task = LitVAE(model, optimizer, scheduler, objective, oracle, **options)
 
-    # 3. Training; the checkpoint with the best validation ELBO is kept, and tested.
-    with files.folder_lock(folder), interruption, dashboard:
-        if first:
-            for partial in folder.glob(
-                "checkpoints/.*.partial"
-            ):  # of a process that was killed while saving
-                partial.unlink()
-            files.write_json(
-                folder / "environment.json",
-                runs.environment(config.seed, trainer.strategy.root_device),
-            )
-        trainer.fit(task, data, ckpt_path=resume, weights_only=True)
-        trainer.test(task, data, ckpt_path=folder / runs.BEST, weights_only=True, verbose=False)
+def order_callbacks(chosen: list[Any], config: dict[str, Any], signals: Any, folder: Path) -> list:
+    """The chosen callbacks and those of every run, in the order that their hooks need.
 
-        # 4. The figures.
-        metrics = task.final | run_table.figures(task, data, callbacks)
-        if first:
-            files.write_json(folder / "metrics.json", metrics)
-            dashboard.log_final(metrics, trainer.global_step)
-            print(run_table.table(model, metrics), f"run folder: {folder}", sep="\n")
-    return metrics
+    Pictures are drawn before WeightAveraging takes its weights back; a checkpoint within an epoch
+    is saved after everything else has seen the batch.
+    """
+    from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
+
+    from vae.training.checkpoints import BestAndLast
+    from vae.training.finite import FiniteCheck
+    from vae.training.history import History
+    from vae.training.resume import ExactResume
+
+    settings = config["trainer"]
+    if settings.get("enable_progress_bar") is False:
+        chosen = [c for c in chosen if not isinstance(c, ProgressBar)]
+    for callback in chosen:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder / "checkpoints")
+    averaging = [c for c in chosen if isinstance(c, WeightAveraging)]
+    others = [c for c in chosen if c not in averaging]
+    always = [FiniteCheck(config["skip_bad_steps"]), History(folder), ExactResume()]
+    best = [] if settings.get("enable_checkpointing") is False else [BestAndLast(folder)]
+    return [*others, *always, *averaging, signals, *best]
+
+
+GROUP_NONE = {"logger=false": "logger=none"}  # beyond Hydra's own grammar for groups
+GROUP_NONE |= {f"{group}=null": f"{group}=none" for group in ("logger", "scheduler", "callbacks")}
 
 
 def resumed(arguments: list[str]) -> list[str]:
-    """resume=<run folder> works in that folder, and leaves the settings kept in it alone.
-
-    logger=null, for a group of settings beyond Hydra's own grammar, is logger=none.
-    """
-    arguments = ["logger=none" if a == "logger=null" else a for a in arguments]
+    """Arguments for Hydra: `resume=<run folder>` works in that folder and keeps its settings."""
+    arguments = [GROUP_NONE.get(argument, argument) for argument in arguments]
     folders = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
-    return (
-        [*arguments, f"hydra.run.dir={folders[-1]}", "hydra.output_subdir=null"]
-        if folders
-        else arguments
-    )
+    if not folders:
+        return arguments
+    return [*arguments, f"hydra.run.dir={folders[-1]}", "hydra.output_subdir=null"]
 
 
 @report_errors
 def refuse_no_choice(arguments: list[str]) -> None:
-    """Hydra would answer logger=null with a traceback."""
+    """Hydra would answer model=null with a traceback."""
     groups = {f"{path.name}=null" for path in Path(config_folder()).iterdir() if path.is_dir()}
-    if found := groups & {*arguments}:
-        raise UserError(
-            *(
-                f"{choice}: name one of conf/{choice.removesuffix('=null')}"
-                for choice in sorted(found)
-            )
-        )
+    if found := sorted(groups & {*arguments}):
+        names = [(choice, choice.removesuffix("=null")) for choice in found]
+        raise UserError(*(f"{choice}: name one of conf/{group}" for choice, group in names))
 
 
 def cli() -> None:

@@ -9,11 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vae.plots.palette import COLLAPSED as COLLAPSED_COLOUR
+from vae.plots.palette import ORACLE, TRAIN, VAL
+
+__all__ = [
+    "COLLAPSED_COLOUR",
+    "ORACLE",
+    "TRAIN",
+    "VAL",
+]  # old names, until all users import the palette
+
 if TYPE_CHECKING:  # the summary of a sweep draws without waiting for torch
     from torch import Tensor
-
-
-TRAIN, VAL, ORACLE, COLLAPSED_COLOUR = "#4477aa", "#ee7733", "#222222", "#bbbbbb"
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

@@ -5,28 +5,30 @@ import lightning.pytorch as L
 from vae.data.datamodule import SPLITS, ImageDataModule
 from vae.models.vae import VAE, count_parameters
 from vae.training.module import LitVAE
+from vae.training.resume import ExactResume
 
 
-def figures(task: LitVAE, data: ImageDataModule, callbacks: list[L.Callback]) -> dict[str, float]:
-    """Parameters, the closed-form optimum on each split, and what the chain showed."""
-    model, oracle = task.model, task.oracle
-    found: dict[str, float] = {
+def run_metrics(trainer: L.Trainer, module: LitVAE, data: ImageDataModule) -> dict[str, float]:
+    """Parameters, the closed-form optimum on each split, what the callbacks found, times."""
+    model, oracle = module.model, module.oracle
+    metrics: dict[str, float] = {
         "model/encoder_parameters": count_parameters(model.encoder),
         "model/decoder_parameters": count_parameters(model.decoder),
     }
     if oracle is not None:
-        found["oracle/train_elbo"] = oracle.train_elbo
+        metrics["oracle/train_elbo"] = oracle.train_elbo
         for split in ("val", "test"):
-            found[f"oracle/{split}_elbo"] = oracle.elbo(data.images(split)).mean().item()
-        found["oracle/collapsed"] = oracle.collapsed
-        found["oracle/sigma"] = oracle.sigma
+            metrics[f"oracle/{split}_elbo"] = oracle.elbo(data.images(split)).mean().item()
+        metrics["oracle/collapsed"] = oracle.collapsed
+        metrics["oracle/sigma"] = oracle.sigma
     if model.sigma is not None:
-        found["model/sigma"] = model.sigma
-    found["time/fit_seconds"] = task.seconds
-    found["time/images_per_second"] = task.images_seen / task.seconds
-    for callback in callbacks:
-        found |= getattr(callback, "final_metrics", {})
-    return found
+        metrics["model/sigma"] = model.sigma
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ExactResume):
+            metrics["time/fit_seconds"] = callback.seconds
+            metrics["time/images_per_second"] = callback.images_seen / max(callback.seconds, 1e-9)
+        metrics |= getattr(callback, "final_metrics", {})
+    return metrics
 
 
 def table(model: VAE, metrics: dict[str, float]) -> str:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 

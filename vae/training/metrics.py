@@ -114,9 +114,7 @@ class FixedNoise:
         device = batch.pixels.device
         if batch.index is None:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch_idx)
-            return torch.randn(
-                len(batch.pixels), self.latent_dim, generator=generator
-            ).to(device)
+            return torch.randn(len(batch.pixels), self.latent_dim, generator=generator).to(device)
         if len(self.of_file) != batch.file_size:
             self.of_file = noise_per_image(batch.file_size, self.latent_dim, self.seed).to(device)
         return self.of_file.index_select(0, batch.index)

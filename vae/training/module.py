@@ -12,11 +12,14 @@ from torch.optim import Optimizer
 from vae.data.batches import Batch, PixelTransform, as_batch, as_images
 from vae.models import ELBO, VAE
 from vae.runs.folder import CHECKPOINT_FORMAT
+from vae.theory.ppca import PPCA
 from vae.training.hyperparameters import from_settings, is_settings
 from vae.training.metrics import ELBOMetric, FixedNoise, TrainMetric
 from vae.training.schedules import Schedule, as_schedule, run_length
 
-Settings = dict[str, Any]  # a node with `_target_`, as Hydra instantiates it and checkpoints keep it
+Settings = dict[
+    str, Any
+]  # a node with `_target_`, as Hydra instantiates it and checkpoints keep it
 
 
 class LitVAE(L.LightningModule):
@@ -59,6 +62,7 @@ class LitVAE(L.LightningModule):
         self.train_metric = TrainMetric()
         self.terms: dict[str, Tensor] = {}  # of the latest training step, [B] each
         self.test_metrics: dict[str, float] = {}
+        self.oracle: PPCA | None = None  # closed-form optimum of a linear model, for the pictures
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The objective averaged over the batch; each image's terms go along, to be logged."""

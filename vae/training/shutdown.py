@@ -48,7 +48,12 @@ class SignalHandler(L.Callback):
             self._training = True
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if trainer.is_last_batch or trainer.fit_loop.epoch_loop._should_accumulate():
             return  # the epoch's end saves after validation; gradients under way cannot be saved

@@ -1,0 +1,86 @@
+"""history.csv of the run folder: one row a validation, whatever pictures and loggers are on."""
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import lightning.pytorch as L
+
+from vae.runs.files import atomic_write
+
+HISTORY = "history.csv"
+COLUMNS = (
+    *("epoch", "step", "train/elbo", "train/log_likelihood", "train/kl", "train/objective"),
+    *("val/elbo", "val/log_likelihood", "val/kl", "val/collapsed"),
+)
+
+
+class History(L.Callback):
+    """Appends a row to `history.csv` after every validation of a fit.
+
+    Its columns are `COLUMNS` and whatever else the module logged under `train/`, `val/` or
+    `model/`; nats per image. `epoch` counts the epochs done, with a fraction for a validation
+    within one. A resumed run drops the rows later than its checkpoint, so that each is there once.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.rows = [r for r in read_history(self.folder) if r["step"] <= trainer.global_step]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or is_trial(trainer) or not trainer.is_global_zero:
+            return
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(("train/", "val/", "model/"))
+        }
+        row = {"epoch": epochs_done(trainer), "step": trainer.global_step, **metrics}
+        self.rows = [r for r in self.rows if r["step"] < trainer.global_step] + [row]
+        write_history(self.folder, self.rows)
+
+
+def is_trial(trainer: L.Trainer) -> bool:
+    """Whether this is a sanity check or a fast_dev_run, which leave nothing behind."""
+    return trainer.sanity_checking or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def epochs_done(trainer: L.Trainer) -> float:
+    """Epochs trained so far, at a validation: 1 after the first, 0.25 at a quarter of it."""
+    batches = trainer.num_training_batches
+    done = trainer.fit_loop.epoch_loop.batch_idx + 1
+    within = done / batches if batches and math.isfinite(batches) else 1.0
+    return trainer.current_epoch + min(within, 1.0)
+
+
+def write_history(folder: Path, rows: list[dict[str, float]]) -> None:
+    """Write the rows atomically; a metric that a row lacks is an empty field."""
+    others = sorted({name for row in rows for name in row} - {*COLUMNS})
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [*COLUMNS, *others], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:.10g}" for name, value in row.items()} for row in rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / HISTORY, buffer.getvalue())
+
+
+def read_history(folder: str | Path) -> list[dict[str, float]]:
+    """The rows of `history.csv`, in order; NaN for an empty field, no rows without the file.
+
+    Raises ValueError for a file that is not such a table.
+    """
+    path = Path(folder) / HISTORY
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"epoch", "step"} <= {*(reader.fieldnames or ())}:
+            raise ValueError(f"{path} has no columns epoch and step")
+        try:
+            return [{name: float(text or "nan") for name, text in row.items()} for row in reader]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
