@@ -41,7 +41,6 @@ PASSED = {
         "logger": "loggers are a group of their own: logger=csv",
         "plugins": "the project passes a plugin that writes checkpoints atomically",
         "default_root_dir": "hydra.run.dir names the run folder",
-        "enable_checkpointing": "the project keeps the best and the last checkpoint of every run",
     },
     "logger": {"save_dir": "loggers write into the run folder, hydra.run.dir"},
     "data": {"seed": "the seed of the run is seed=N"},
@@ -116,6 +115,11 @@ class Builder:
         except Exception as error:  # a constructor's own refusal, Lightning's or torch's
             self.problems.append(refusal(key, node, error))
             return None
+
+    @staticmethod
+    def instantiate(node: Any) -> Any:
+        """The object of settings that were checked, the values within them as plain Python."""
+        return instantiate(node, _convert_="all")
 
     def seed(self) -> None:
         """Seed every global generator, unless the seed is one of the problems."""
