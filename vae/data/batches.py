@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
     pixels: Tensor  # [B, C, H, W], uint8, or float images in [0, 1]
     labels: Tensor | None = None  # [B]
-    index: Tensor | None = None  # [B], places of the images in their file of `file_size` images
+    index: Tensor | None = None  # type: ignore[assignment]  # [B], places of the images in their file of `file_size` images
     file_size: int = 0
     split_name: str = ""  # train, val or test
     size: int = 0  # images in the batch of all processes
@@ -100,7 +100,7 @@ class ImageBatches(Dataset[Batch]):
     def __init__(self, pixels: Tensor, labels: Tensor, **constant: Any) -> None:
         self.pixels, self.labels = pixels, labels
         self.constant = {"file_size": len(pixels), **constant}  # fields equal in all batches
-        self.fixed_noise: Callable[[Tensor], Tensor] | None = None
+        self.fixed_noise: Callable[[Tensor], Tensor | None] | None = None
 
     def __getitem__(self, item: tuple[Tensor, int]) -> Batch:
         index, size = item

@@ -1,7 +1,6 @@
 """A LightningDataModule that serves a data set of images from memory."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vae.data.batches import Batch, ImageBatches, IndexBatches, PixelTransform, as_images
-from vae.data.sources import SOURCES, fetch, read_idx
+from vae.data.sources import SOURCES, fetch, read_idx, wrong_files
 from vae.runs.errors import RunError
 from vae.theory.ppca import Spectrum
 
@@ -49,7 +48,7 @@ class ImageDataModule(L.LightningDataModule):
         seed: Seed = 0,
     ) -> None:
         super().__init__()
-        self.name, self.root, self.image_shape = name, Path(root), tuple(image_shape)
+        self.source_name, self.root, self.image_shape = name, Path(root), tuple(image_shape)
         self.transform: PixelTransform = pixels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.val_seed, self.seed = val_size, val_seed, seed
@@ -63,9 +62,9 @@ class ImageDataModule(L.LightningDataModule):
 
     def check_sizes(self) -> None:
         """Raise ValueError for a name or sizes that cannot be served."""
-        if self.name not in SOURCES:
-            raise ValueError(f"data.name={self.name} must be {' | '.join(SOURCES)}")
-        count = SOURCES[self.name].train_images
+        if self.source_name not in SOURCES:
+            raise ValueError(f"data.name={self.source_name} must be {' | '.join(SOURCES)}")
+        count = SOURCES[self.source_name].train_images
         if count <= self.val_size:
             raise ValueError(f"data.val_size={self.val_size} leaves none of {count} images")
         if self.batch_size > count - self.val_size:
@@ -75,11 +74,16 @@ class ImageDataModule(L.LightningDataModule):
             )
 
     def prepare_data(self) -> None:
-        fetch(SOURCES[self.name], self.root)
+        fetch(SOURCES[self.source_name], self.root)
+
+    def is_prepared(self) -> bool:
+        """Whether the files are in `root` and whole, so that nothing is to be fetched."""
+        source = SOURCES[self.source_name]
+        return not wrong_files(source, self.root / source.folder / "raw")
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Pixels uint8 [N, C, H, W] and labels uint8 [N] of the training or the test file."""
-        images, labels = (read_idx(p) for p in SOURCES[self.name].files(self.root, train))
+        images, labels = (read_idx(p) for p in SOURCES[self.source_name].files(self.root, train))
         return images.unsqueeze(1), labels
 
     def setup(self, stage: str | None = None) -> None:
@@ -129,7 +133,7 @@ class ImageDataModule(L.LightningDataModule):
     # --- batches ----------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        in_order = self.trainer is not None and self.trainer.overfit_batches > 0
+        in_order = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self.loader("train", shuffle_seed=None if in_order else self.seed, training=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -169,7 +173,7 @@ class ImageDataModule(L.LightningDataModule):
             transform=self.transform,
         )
         if not training:
-            images.fixed_noise = partial(self.fixed_noise, split)
+            images.fixed_noise = lambda index: self.fixed_noise(split, index)
         # batch_size=None: the sampler's tensors go to the dataset as they are, and its batches come
         # out as they are. A generator of its own: an ordinary loader draws from the global one
         # whenever an epoch starts.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union
 
 import annotated_types
 
-BOUNDS = (annotated_types.Ge, annotated_types.Le, annotated_types.Gt, annotated_types.Lt)
+BOUNDS = ("ge", "le", "gt", "lt")  # of annotated_types
 PLAIN = {int: "an integer", float: "a number", str: "text", dict: "a mapping"}
 
 
@@ -79,10 +79,8 @@ def choices(annotation: Any) -> Iterator[Any]:
 
 def in_range(limits: list[Any]) -> str:
     """` from 1 to 9`, ` greater than 0 and less than 1`, ` of at least 2`, or nothing."""
-    bounds = {type(x): next(iter(vars(x).values())) for x in limits if isinstance(x, BOUNDS)}
-    low = bounds.get(annotated_types.Ge)
-    high = bounds.get(annotated_types.Le)
-    over, under = bounds.get(annotated_types.Gt), bounds.get(annotated_types.Lt)
+    said = {name: getattr(x, name) for x in limits for name in BOUNDS if hasattr(x, name)}
+    low, high, over, under = (said.get(name) for name in BOUNDS)
     if low is not None and high is not None:
         return f" from {low} to {high}"
     words = [f"greater than {over}"] if over is not None else []

@@ -71,11 +71,10 @@ def load_and_validate(config: DictConfig) -> tuple[dict[str, Any], Run]:
             f"format=onnx needs {', '.join(missing)}: pip install -e '.[onnx]', "
             "or take format=torch"
         )
-    (run,), found = open_runs([settings.get("run")], settings.get("allow"), setting="run")
-    problems += found
-    if problems or run is None:
+    runs = open_runs("run", settings.get("run"), settings.get("allow"), problems=problems)
+    if problems:
         raise UserError(*problems)
-    return settings, run
+    return settings, runs[0]
 
 
 def write(network: Network, path: Path) -> dict[str, Any]:

@@ -48,8 +48,11 @@ class Signature:
 
 
 def signature_of(target: Callable[..., Any]) -> Signature:
-    """Of a function, or of a class: **kwargs of its constructor stand for those of its base."""
-    found = Signature(open=True)
+    """Of a function, or of a class: **kwargs of its constructor stand for those of its base.
+
+    What the base needs counts as optional then, since the class may give it.
+    """
+    found, inherited = Signature(open=True), False
     calls: Iterable[Any] = [target]
     if isinstance(target, type):
         calls = [c.__dict__["__init__"] for c in target.__mro__ if "__init__" in c.__dict__]
@@ -68,7 +71,9 @@ def signature_of(target: Callable[..., Any]) -> Signature:
             elif p.kind not in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY):
                 known = known_type(call, p.name, p.default)
                 annotation = hints.get(p.name, Any) if known is None else known
-                found.parameters.setdefault(p.name, Parameter(annotation, p.default))
+                default = None if inherited and p.default is p.empty else p.default
+                found.parameters.setdefault(p.name, Parameter(annotation, default))
+        inherited = True
     return found
 
 

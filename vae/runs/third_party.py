@@ -125,7 +125,7 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
 
 
 def known_type(target: Any, name: str, default: Any) -> Any | None:
-    """The type of a third-party class's argument, or None where the class's own annotation rules."""
+    """The type of a third-party argument, or None where the class's own annotation rules."""
     module = getattr(target, "__module__", "") or ""
     types = next((t for prefix, t in TYPES.items() if module.startswith(prefix)), {})
     annotation = types.get(name)

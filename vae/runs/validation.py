@@ -204,9 +204,10 @@ def key_of(problem: str) -> str:
 def incompatibilities(model: Any, data: Any) -> list[str]:
     """What is wrong with a model and a data module that are right by themselves; either may be
     None."""
-    if model is None or data is None or not model.likelihood.binary or data.kind == "binarised":
+    pixels = getattr(data, "transform", None)
+    if model is None or pixels in (None, "binarised") or not model.likelihood.binary:
         return []
     return [
-        f"data.pixels={data.kind}: likelihood=bernoulli wants data.pixels=binarised, "
+        f"data.pixels={pixels}: likelihood=bernoulli wants data.pixels=binarised, "
         "or model.likelihood.grey=true"
     ]

@@ -15,7 +15,7 @@ from vae.runs.errors import UserError
 from vae.training.finite import FiniteCheck
 from vae.training.module import LitVAE
 
-Wanted = Callable[[L.Trainer], bool]
+Wanted = Callable[[Any], bool]
 # What belongs to Lightning's own optimisation of one batch a call, and how to see that it is asked
 # for; each would be without effect here, or mean blocks where its documentation says batches.
 UNAVAILABLE: dict[str, Wanted] = {
@@ -92,12 +92,11 @@ class BlockTraining(LitVAE):
         for config in self.trainer.lr_scheduler_configs:
             if config.interval != interval:
                 continue
-            if config.reduce_on_plateau:
-                value = self.trainer.callback_metrics.get(config.monitor or "")
-                if value is not None:
-                    config.scheduler.step(value)
-            else:
-                config.scheduler.step()
+            scheduler: Any = config.scheduler
+            if not config.reduce_on_plateau:
+                scheduler.step()
+            elif (value := self.trainer.callback_metrics.get(config.monitor or "")) is not None:
+                scheduler.step(value)
 
     def run_length(self, interval: str) -> int:
         blocks = super().run_length(interval)

@@ -87,7 +87,7 @@ class BestAndLast(ModelCheckpoint):
             self.save_best(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.save_best(trainer)
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 

@@ -37,7 +37,8 @@ class FiniteCheck(L.Callback):
         if math.isfinite(loss.item()):
             self.good_steps += 1
         elif self.skips(pl_module):
-            pl_module.terms = {}  # the means of training are over the steps that were taken
+            pl_module.terms = {}  # type: ignore[assignment]
+            # the means of training are over the steps that were taken
         else:
             raise RunError(describe_nonfinite(trainer, pl_module))
 

@@ -7,6 +7,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from vae.runs.folder import BEST, LAST, read_checkpoint
+from vae.training.history import is_trial
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ def keep_average(trainer: L.Trainer, module: L.LightningModule, folder: Path) ->
     """
     swa = [c for c in trainer.callbacks if isinstance(c, StochasticWeightAveraging)]  # type: ignore[attr-defined]
     averaged = bool(swa) and swa[0].n_averaged is not None
-    if not averaged or trainer.fast_dev_run or not trainer.checkpoint_callbacks:
+    if not averaged or is_trial(trainer) or not trainer.checkpoint_callbacks:
         return
     trainer.save_checkpoint(folder / BEST, weights_only=True)
     log.info("the average of StochasticWeightAveraging is kept as the best checkpoint")
@@ -33,7 +34,7 @@ def load_kept(trainer: L.Trainer, module: L.LightningModule, folder: Path) -> st
     """
     for name, words in ((BEST, "the best checkpoint"), (LAST, "the last checkpoint")):
         path = folder / name
-        if path.is_file() and trainer.checkpoint_callbacks and not trainer.fast_dev_run:
+        if path.is_file() and trainer.checkpoint_callbacks and not is_trial(trainer):
             checkpoint = read_checkpoint(path)
             module.load_state_dict(checkpoint["state_dict"])
             if name == LAST:

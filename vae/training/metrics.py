@@ -20,6 +20,11 @@ class ELBOMetric(Metric):
     """
 
     full_state_update = False
+    images: Tensor  # [], a sum as the next ones
+    log_likelihood: Tensor  # []
+    kl: Tensor  # [m]
+    mean: Tensor  # [m]
+    square: Tensor  # [m]
 
     def __init__(self, latent_dim: int, single: bool = False) -> None:
         super().__init__()

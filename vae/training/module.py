@@ -109,9 +109,10 @@ class LitVAE(L.LightningModule):
     def setup(self, stage: str) -> None:
         mps = self.trainer.strategy.root_device.type == "mps"  # has no float64
         self.train_metric.set_sum_dtype(torch.float32 if mps else torch.float64)
-        self.eval_metrics = nn.ModuleDict(
-            {split: ELBOMetric(self.model.latent_dim, mps) for split in ("train", "val", "test")}
-        )
+        self.eval_metrics = {
+            split: ELBOMetric(self.model.latent_dim, mps).to(self.trainer.strategy.root_device)
+            for split in ("train", "val", "test")
+        }
 
     def on_after_backward(self) -> None:
         self.train_metric.append(self.terms)
@@ -139,7 +140,7 @@ class LitVAE(L.LightningModule):
         if not self.trainer.sanity_checking:
             self.log_train_metrics()
         if getattr(self.model.likelihood, "learned", False):
-            self.log("model/sigma", self.model.sigma)
+            self.log("model/sigma", self.model.sigma or 0.0)
         for name, value in self.eval_metrics["val"].pop("val").items():
             self.log(name, value, prog_bar=name == "val/elbo")
 

@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as L
@@ -16,7 +15,6 @@ OPTIONS = ("interval", "frequency", "monitor")  # Lightning's, next to the sched
 AUTO = "auto"  # the value of an argument that takes the length of the run
 
 
-@dataclass
 class Schedule:
     """A scheduler, and how Lightning steps it (`lr_scheduler_config` in its documentation).
 
@@ -24,11 +22,16 @@ class Schedule:
     or optimiser steps as `interval` says. `monitor` is for ReduceLROnPlateau.
     """
 
-    make: Callable[..., Any]
-    interval: str = "epoch"
-    frequency: int = 1
-    monitor: str = "val/elbo"
-    auto: tuple[str, ...] = field(default=())
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        interval: str = "epoch",
+        frequency: int = 1,
+        monitor: str = "val/elbo",
+        auto: tuple[str, ...] = (),
+    ) -> None:
+        self.make, self.auto = make, auto
+        self.interval, self.frequency, self.monitor = interval, frequency, monitor
 
     def scheduler(self, optimizer: Optimizer, length: int) -> Any:
         return self.make(optimizer, **dict.fromkeys(self.auto, length))

@@ -15,7 +15,7 @@ from vae.analysis.bounds import Estimate
 from vae.analysis.chain import CHAINS, ChainTrace, prior_latents, simulate
 from vae.analysis.latents import COLLAPSE_THRESHOLD, LAB_BATCH
 from vae.data.datamodule import SPLITS, ImageDataModule
-from vae.models.elbo import kl_to_prior, noise_per_image
+from vae.models.elbo import kl_to_prior
 from vae.models.vae import count_parameters
 from vae.reports.comparison.selection import IMAGES, SAMPLES, STEPS, names
 from vae.runs.errors import UserError
@@ -23,7 +23,7 @@ from vae.runs.folder import LAST, Run, read_checkpoint
 from vae.runs.validation import flatten
 from vae.theory.linear import affine_weights
 from vae.theory.ppca import PPCA, Spectrum, best_linear
-from vae.training.metrics import SplitSums
+from vae.training.metrics import ELBOMetric, FixedNoise
 
 TERMS = ("elbo", "log_likelihood", "kl")
 
@@ -139,21 +139,17 @@ def compare_run(run: Run, name: str, data: ImageDataModule, spectrum: Spectrum) 
 
 
 def elbo_figures(run: Run, data: ImageDataModule) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Means as in metrics.json (with the noise of the run's own test), and the terms image by
-    image."""
+    """Means as in metrics.json, with the noise of the run's own test, and the terms by image."""
     figures: dict[str, float] = {}
     per_image: dict[str, Tensor] = {}
+    noise, metric = FixedNoise(run.model.latent_dim, 0), ELBOMetric(run.model.latent_dim)
     for split in SPLITS:
-        noise = noise_per_image(len(data.pixels[split]), run.model.latent_dim)
-        sums, parts = SplitSums(run.model.latent_dim, torch.device("cpu")), []
-        for pixels, index in data.loader(split):
-            images = data.fixed_images(split, pixels, index)
-            terms, posterior = run.model.elbo_terms(images, noise[index])
-            sums.add(terms, posterior.loc)
+        parts = []
+        for number, batch in enumerate(data.loader(split)):
+            terms, q = run.model.elbo_terms(batch.images(), noise(batch, number))
+            metric.update(terms, q.loc)
             parts.append(torch.stack([terms.elbo, terms.log_likelihood, terms.kl.sum(-1)]).double())
-        figures |= {
-            f"{split}/{key}": value for key, value in sums.figures(lambda total: total).items()
-        }
+        figures |= metric.pop(split)
         per_image |= {
             f"{split}/{term}": row for term, row in zip(TERMS, torch.cat(parts, 1), strict=True)
         }
