@@ -1,7 +1,7 @@
 """What the decoder's output says about the pixels: p(x|z), one class each.
 
-A likelihood is a Likelihood with two methods, `distribution(output)` and `sample(output, generator)`,
-where `output` is what the decoder gives, [B, 1, 28, 28]. The rest follows from the distribution,
+A likelihood is a Likelihood with two methods, `distribution(output)` and
+`sample(output, generator)`, where `output` is what the decoder gives, [B, C, H, W]. The rest follows from the distribution,
 and is written out again only where that is faster.
 """
 

@@ -136,7 +136,7 @@ def open_runs(
     modules = (
         tuple(m for m in allow if isinstance(m, str)) if isinstance(allow, list | tuple) else ()
     )
-    for folder in [folders] if isinstance(folders, str | Path) else folders:
+    for folder in folders if isinstance(folders, list | tuple) else [folders]:
         if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
             continue  # the command's own validation says so
         try:
@@ -177,7 +177,7 @@ def write_resolved_config(config: DictConfig, folder: Path) -> None:
 
     So opening the folder needs neither this machine's environment nor its Hydra.
     """
-    plain = OmegaConf.create(resolved(config))
+    plain = OmegaConf.create(resolved(config) | {"resume": None})
     (folder / SETTINGS).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / SETTINGS, OmegaConf.to_yaml(plain))
 

@@ -36,7 +36,7 @@ def load_and_validate(config: DictConfig) -> tuple[Settings, Run, Run | None, Im
     first, other = opened.get("run"), opened.get("against")
     if first is not None and other is not None:
         problems += [
-            f"against={other.folder} does not compare with run={first.folder}: {line}, in this order"
+            f"against={other.folder} does not compare with run={first.folder}: {line} there"
             for line in incomparable(described(other), described(first))
         ]
     if first is not None and not os.access(first.folder, os.W_OK):

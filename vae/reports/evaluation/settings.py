@@ -1,4 +1,4 @@
-"""The settings of evaluate: a field for each key of conf/evaluate.yaml, with its type and bounds."""
+"""The settings of evaluate: a field for each key of conf/evaluate.yaml, its type and bounds."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
