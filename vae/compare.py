@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from vae import config_folder
-from vae.runs.errors import RunError, UserError, report_errors
+from vae.runs.errors import RunError, report_errors
 
 
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="compare")
@@ -30,15 +30,12 @@ def compare(config: DictConfig) -> Path:
     from vae.reports.comparison.selection import common_data, open_runs
     from vae.reports.comparison.verdict import verdict
     from vae.runs.files import atomic_write, write_json
-    from vae.runs.validation import Builder
+    from vae.runs.settings import CompareSettings, validated
 
     # 1. The runs, and whether they can be compared.
-    build = Builder(config)
-    build.require("runs", "out", "allow")
-    if build.problems:
-        raise UserError(*build.problems)
-    runs = open_runs(config.runs, config.allow)
-    data = common_data(runs, config.allow)
+    settings = validated(config, CompareSettings)
+    runs = open_runs(settings["runs"], tuple(settings["allow"]))
+    data = common_data(runs, tuple(settings["allow"]))
 
     # 2. Every metric and picture, on the same inputs; runs of one setting become one entry.
     entries = measure_entries(runs, data)
@@ -48,7 +45,7 @@ def compare(config: DictConfig) -> Path:
     warnings = cautions(entries)
 
     # 4. The page, and all its metrics as JSON.
-    out = Path(config.out)
+    out = Path(settings["out"])
     try:
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "index.html", render(entries, data, sentences, warnings))

@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from vae import config_folder
-from vae.runs.errors import UserError, report_errors, resolved
+from vae.runs.errors import report_errors
 
 
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="summary")
@@ -20,14 +20,10 @@ def summary(config: DictConfig) -> None:
     no runs in it."""
     from vae.reports.sweep.summary import summarise
     from vae.reports.sweep.table import table  # heavy imports wait until the command starts
+    from vae.runs.settings import SummarySettings, validated
 
-    settings = resolved(config)
-    sweep, x = settings.get("sweep"), settings.get("x")
-    if not isinstance(sweep, str) or not sweep:
-        raise UserError(
-            "sweep=<folder> is missing: a folder of runs, such as outputs/sweeps/<date>/<time>"
-        )
-    print(table(summarise(Path(sweep), x)))
+    settings = validated(config, SummarySettings)
+    print(table(summarise(Path(settings["sweep"]), settings["x"])))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         if first and not trainer.fast_dev_run:
             for partial in folder.glob("checkpoints/.*.partial"):  # of a process that was killed
                 partial.unlink()
+            runs.write_resolved_config(config, folder)
             environment = runs.environment(config.seed, trainer.strategy.root_device)
             files.write_json(folder / "environment.json", environment)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vae.data.batches import Batch, ImageBatches, IndexBatches, PixelTransform, as_images
-from vae.data.sources import SOURCES, fetch, read_idx
+from vae.data.sources import SOURCES, fetch, read_idx, wrong_files
 from vae.runs.errors import RunError
 from vae.theory.ppca import Spectrum
 
@@ -75,6 +75,11 @@ class ImageDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         fetch(SOURCES[self.source_name], self.root)
+
+    def is_prepared(self) -> bool:
+        """Whether the files are in `root` and whole, so that nothing is to be fetched."""
+        source = SOURCES[self.source_name]
+        return not wrong_files(source, self.root / source.folder / "raw")
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Pixels uint8 [N, C, H, W] and labels uint8 [N] of the training or the test file."""

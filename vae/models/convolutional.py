@@ -7,10 +7,32 @@ the whole image. The contract of encoder and decoder is that of `vae.models.netw
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
+from annotated_types import Ge, Le, Len, doc
 from torch import Tensor, nn
 
-from vae.models.networks import ACTIVATIONS, MNIST_SHAPE, OUTPUTS, mlp, soft_clamp
+from vae.models.networks import (
+    ACTIVATIONS,
+    MNIST_SHAPE,
+    OUTPUTS,
+    Activation,
+    ImageShape,
+    LatentDim,
+    LogSdRange,
+    Output,
+    Width,
+    Widths,
+    mlp,
+    soft_clamp,
+)
+
+Channels = Annotated[
+    Sequence[Width],
+    Len(1, 2),
+    doc("a list of one or two numbers of channels up to 8192, such as [32,32]"),
+]
+Blocks = Annotated[int, Ge(0), Le(100)]
 
 
 class ConvEncoder(nn.Module):
@@ -22,13 +44,13 @@ class ConvEncoder(nn.Module):
 
     def __init__(
         self,
-        latent_dim: int,
-        channels: Sequence[int] = (32, 32),
-        blocks: int = 2,
-        hidden: Sequence[int] = (300,),
-        activation: str = "silu",
-        log_sd_range: tuple[float, float] | None = None,
-        image_shape: Sequence[int] = MNIST_SHAPE,
+        latent_dim: LatentDim,
+        channels: Channels = (32, 32),
+        blocks: Blocks = 2,
+        hidden: Widths = (300,),
+        activation: Activation = "silu",
+        log_sd_range: LogSdRange = None,
+        image_shape: ImageShape = MNIST_SHAPE,
     ) -> None:
         super().__init__()
         maps = smallest_maps(channels[-1], len(channels), image_shape)
@@ -60,13 +82,13 @@ class ConvDecoder(nn.Module):
 
     def __init__(
         self,
-        latent_dim: int,
-        channels: Sequence[int] = (32, 32),
-        blocks: int = 2,
-        hidden: Sequence[int] = (300,),
-        activation: str = "silu",
-        output: str = "linear",
-        image_shape: Sequence[int] = MNIST_SHAPE,
+        latent_dim: LatentDim,
+        channels: Channels = (32, 32),
+        blocks: Blocks = 2,
+        hidden: Widths = (300,),
+        activation: Activation = "silu",
+        output: Output = "linear",
+        image_shape: ImageShape = MNIST_SHAPE,
     ) -> None:
         super().__init__()
         maps = smallest_maps(channels[0], len(channels), image_shape)
@@ -90,7 +112,7 @@ class ConvDecoder(nn.Module):
 class Residual(nn.Module):
     """x + convolution(activation(x)) for maps [B, C, h, w] (He et al. 2016, arXiv:1603.05027)."""
 
-    def __init__(self, channels: int, activation: str) -> None:
+    def __init__(self, channels: int, activation: Activation) -> None:
         super().__init__()
         self.change = nn.Sequential(
             ACTIVATIONS[activation](), nn.Conv2d(channels, channels, 3, padding=1)

@@ -1,17 +1,21 @@
 """What the decoder's output says about the pixels: p(x|z), one class each.
 
-A likelihood is a Likelihood with two methods, `distribution(output)` and `sample(output, generator)`,
-where `output` is what the decoder gives, [B, 1, 28, 28]. The rest follows from the distribution,
+A likelihood is a Likelihood with two methods, `distribution(output)` and
+`sample(output, generator)`, where `output` is what the decoder gives, [B, C, H, W]. The rest follows from the distribution,
 and is written out again only where that is faster.
 """
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor, distributions, nn
 from torch.nn import functional as F
 
 from vae.models.elbo import gaussian_log_likelihood
+
+Sigma = Annotated[float, Gt(1e-4), Lt(1e4)]
 
 
 class Likelihood(nn.Module):
@@ -47,7 +51,7 @@ class Gaussian(Likelihood):
     (Tipping & Bishop 1999, eq. 8). Raises ValueError unless sigma > 0.
     """
 
-    def __init__(self, sigma: float | None, learned: bool = False) -> None:
+    def __init__(self, sigma: Sigma | None, learned: bool = False) -> None:
         super().__init__()
         if sigma is None or not sigma > 0:
             raise ValueError(f"model.sigma is {sigma}, and must be greater than 0")

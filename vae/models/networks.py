@@ -8,7 +8,9 @@ latents.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le, Len, MaxLen, Predicate, doc
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +24,31 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "tanh": nn.Tanh,
 }
+Activation = Literal["relu", "leaky_relu", "elu", "silu", "gelu", "tanh"]
+Output = Literal["linear", "sigmoid", "auto"]
 OUTPUTS: dict[str, type[nn.Module]] = {"linear": nn.Identity, "sigmoid": nn.Sigmoid}
+
+# Types of arguments, with the bounds that settings are checked against.
+LatentDim = Annotated[int, Ge(1), Le(4096)]
+Width = Annotated[int, Ge(1), Le(8192)]
+Depth = Annotated[int, Ge(0), Le(16)]
+Widths = Annotated[
+    Sequence[Width],
+    MaxLen(16),
+    doc("a list of at most 16 layer widths up to 8192, such as [512,256]; [] for none"),
+]
+Side = Annotated[int, Ge(1), Le(4096)]
+ImageShape = Annotated[
+    Sequence[Side],
+    Len(3, 3),
+    Predicate(lambda shape: math.prod(shape) <= 2**22),
+    doc("[channels,height,width], up to 4 million values an image"),
+]
+End = Annotated[float, Ge(-50), Le(50)]
+LogSdRange = Annotated[
+    Annotated[tuple[End, End], Predicate(lambda ends: ends[0] < ends[1])] | None,
+    doc("[low,high] with low < high, or null"),
+]
 
 
 class Encoder(nn.Module):
@@ -35,13 +61,13 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        latent_dim: int,
-        hidden: Sequence[int] = (),
-        activation: str = "relu",
-        log_sd_range: tuple[float, float] | None = None,
-        image_shape: Sequence[int] = MNIST_SHAPE,
-        depth: int = 0,
-        width: int | None = None,
+        latent_dim: LatentDim,
+        hidden: Widths = (),
+        activation: Activation = "relu",
+        log_sd_range: LogSdRange = None,
+        image_shape: ImageShape = MNIST_SHAPE,
+        depth: Depth = 0,
+        width: Width | None = None,
     ) -> None:
         super().__init__()
         hidden = hidden_widths(hidden, depth, width)
@@ -66,13 +92,13 @@ class Decoder(nn.Module):
 
     def __init__(
         self,
-        latent_dim: int,
-        hidden: Sequence[int] = (),
-        activation: str = "relu",
-        output: str = "linear",
-        image_shape: Sequence[int] = MNIST_SHAPE,
-        depth: int = 0,
-        width: int | None = None,
+        latent_dim: LatentDim,
+        hidden: Widths = (),
+        activation: Activation = "relu",
+        output: Output = "linear",
+        image_shape: ImageShape = MNIST_SHAPE,
+        depth: Depth = 0,
+        width: Width | None = None,
     ) -> None:
         super().__init__()
         hidden = hidden_widths(hidden, depth, width)

@@ -7,12 +7,18 @@ latents, everything in nats.
 """
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, distributed
 
 from vae.models.elbo import ELBOTerms, kl_to_prior, log_prior_ratio
 from vae.models.vae import VAE
+
+Weight = Annotated[float, Ge(0), Le(10**6)]
+Steps = Annotated[int, Ge(0), Le(10**9)]
+Samples = Annotated[int, Ge(1), Le(10_000)]
 
 
 class ELBO:
@@ -32,7 +38,7 @@ class BetaELBO(ELBO):
     """beta KL − log p(x|z) (Higgins et al. 2017); over the first `warmup_steps` beta rises from 0
     (Sønderby et al. 2016, arXiv:1602.02282)."""
 
-    def __init__(self, beta: float = 1.0, warmup_steps: int = 0) -> None:
+    def __init__(self, beta: Weight = 1.0, warmup_steps: Steps = 0) -> None:
         self.beta, self.warmup_steps = beta, warmup_steps
 
     def of(self, terms: ELBOTerms, step: int) -> Tensor:
@@ -47,7 +53,7 @@ class FreeBits(ELBO):
     Kingma et al. 2016, arXiv:1606.04934, eq. 15, a latent a group. The batch is that of all ranks.
     """
 
-    def __init__(self, nats: float) -> None:
+    def __init__(self, nats: Weight) -> None:
         self.nats = nats
 
     def of(self, terms: ELBOTerms, step: int) -> Tensor:
@@ -62,7 +68,7 @@ class IWAE:
     """−log (1/K) Σ_k p(x, z_k)/q(z_k|x), the importance-weighted bound (Burda et al. 2016,
     arXiv:1509.00519, eq. 8)."""
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
     def __call__(self, model: VAE, x: Tensor, noise: Tensor, step: int) -> tuple[Tensor, ELBOTerms]:

@@ -3,15 +3,18 @@
 B images [C, H, W], m latents; everything in nats per image.
 """
 
-from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen, doc
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
 from vae.models.elbo import ELBOTerms, kl_to_prior, rsample
-from vae.models.likelihoods import Bernoulli, Gaussian, Likelihood
-from vae.models.networks import MNIST_SHAPE
+from vae.models.likelihoods import Bernoulli, Gaussian, Likelihood, Sigma
+from vae.models.networks import MNIST_SHAPE, ImageShape, LatentDim
+
+Name = Annotated[str, MinLen(1), doc("text")]
 
 
 class VAE(nn.Module):
@@ -26,11 +29,11 @@ class VAE(nn.Module):
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        latent_dim: int,
-        sigma: float | None = None,
-        name: str = "vae",
+        latent_dim: LatentDim,
+        sigma: Sigma | None = None,
+        name: Name = "vae",
         likelihood: Likelihood | None = None,
-        image_shape: Sequence[int] = MNIST_SHAPE,
+        image_shape: ImageShape = MNIST_SHAPE,
     ) -> None:
         super().__init__()
         self.encoder = encoder

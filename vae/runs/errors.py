@@ -9,12 +9,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae.runs.printable import printable
+
 
 class UserError(Exception):
     """Overrides that cannot be run: one line a problem, each naming the override to change."""
 
     def __init__(self, *problems: str) -> None:
-        self.problems: Sequence[str] = [" ".join(problem.splitlines()) for problem in problems]
+        self.problems: Sequence[str] = [
+            printable(" ".join(problem.splitlines()), length=2000) for problem in problems
+        ]
         super().__init__("\n".join(self.problems))
 
 
@@ -51,13 +55,11 @@ def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 print(f"error: {problem}", file=sys.stderr)
             sys.exit(2)
         except RunError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(error, length=2000)}", file=sys.stderr)
             sys.exit(1)
         except OSError as error:
-            print(
-                f"error: {error.filename or 'the machine'}: {error.strerror or error}",
-                file=sys.stderr,
-            )
+            where, what = error.filename or "the machine", error.strerror or error
+            print(f"error: {printable(f'{where}: {what}', length=2000)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("stopped before anything began that could be lost", file=sys.stderr)

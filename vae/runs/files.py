@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from vae.runs.errors import UserError
+from vae.runs.printable import printable
+
+MAX_JSON_BYTES = 32_000_000
 
 
 def atomic_write(path: Path, text: str) -> None:
     """Write a file that is there complete or as it was before."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.unlink(missing_ok=True)  # of a process that was killed; or a link, not to be followed
+    with partial.open("x", encoding="utf-8") as file:
+        file.write(text)
     os.replace(partial, path)
 
 
@@ -32,12 +37,24 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Empty where there is no such file, or where it was damaged."""
+    """Empty where there is no such file, where it is damaged, too large, or a link elsewhere."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        outside = path.parent.resolve() not in path.resolve().parents
+        if outside or not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+            return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_metrics(path: Path) -> dict[str, float | None]:
+    """The numbers of a JSON file by their keys; None for those that are not finite."""
+    return {
+        printable(key): finite(value)
+        for key, value in read_json(path).items()
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
 
 
 def finite(value: Any) -> Any:

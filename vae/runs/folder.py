@@ -1,7 +1,8 @@
 """Run folders: what a run leaves behind, and how it is opened again."""
 
+import logging
+import os
 import platform
-import pydoc
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -17,82 +18,168 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vae.models.vae import VAE
-from vae.runs.errors import UserError, resolved
-from vae.runs.files import read_json
+from vae.runs.errors import UserError, first_line, resolved
+from vae.runs.files import atomic_write, read_metrics
+from vae.runs.identity import may_change_on_resume
+from vae.runs.printable import printable
+from vae.runs.signatures import node_problems
+from vae.runs.untrusted import check_checkpoint, check_links, check_targets, read_settings
+
+log = logging.getLogger(__name__)
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-
-
-FIXED = (
-    "model",
-    "likelihood",
-    "data",
-    "objective",
-    "optimizer",
-    "scheduler",
-    "seed",
-)  # what a checkpoint belongs to
-
-
+SETTINGS = ".hydra/config.yaml"
+CHECKPOINT_FORMAT = 1
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its model in eval mode, its resolved settings, and its final figures."""
+    """A trained run: its model in eval mode, its resolved settings, and its final metrics."""
 
     folder: Path
     model: VAE
     config: DictConfig
     metrics: dict[str, float | None]  # None: not finite
+    notes: tuple[str, ...] = ()  # what a reader of its metrics must know
 
 
 def load_run(
-    folder: str | Path, checkpoint: str = BEST, device: str = "cpu", allow: tuple[str, ...] = ()
+    folder: str | Path,
+    checkpoint: str | None = None,
+    device: str = "cpu",
+    allow: tuple[str, ...] = (),
 ) -> Run:
     """Open a run folder, wherever it was copied from.
 
-    Only networks of this project and of torch.nn are built from its settings; name the modules of
-    your own in `allow`. Raises UserError with one line for a folder that is no run or a checkpoint
-    that cannot be used.
+    The weights are those of its best checkpoint, or of the last one where it never validated, which
+    a note of the Run says. Only networks of this project and of torch.nn are built from its
+    settings; name the modules of your own in `allow`. Raises UserError with one line for a folder
+    that is no run or a checkpoint that cannot be used.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config, notes = read_config(folder), []
+    if checkpoint is None:
+        checkpoint = BEST
+        if not (folder / BEST).exists() and (folder / LAST).exists():
+            checkpoint = LAST
+            notes.append("it never validated: these are the weights of its last checkpoint")
+            log.warning("%s: %s", folder, notes[0])
+    node: Any = OmegaConf.to_container(config.model)
     try:
-        resolved(config.model)
+        check_targets(node, ("vae.", "torch.nn.", *allow), nn.Module, VAE)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    check_targets(config.model, ("vae.", "torch.nn.", *allow))
-    state = read_checkpoint(folder / checkpoint)["state_dict"]
+    state = {
+        key.removeprefix("model."): value
+        for key, value in read_checkpoint(folder / checkpoint)["state_dict"].items()
+        if key.startswith("model.")
+    }
+    model = build_model(folder, node, state, bool(allow))
+    model.name = printable(model.name, length=100)
+    metrics = read_metrics(folder / "metrics.json")
+    return Run(folder, model.to(device).eval(), config, metrics, tuple(notes))
+
+
+def build_model(folder: Path, node: dict[str, Any], state: dict[str, Any], trusted: bool) -> VAE:
+    """The model of these settings with these weights.
+
+    It is first built without memory, on torch's device `meta`, and compared with the weights: so
+    settings cannot ask for more than the checkpoint has. Classes that are `trusted` may not work
+    there.
+    """
+    problems = [*node_problems("model", node)]
+    if problems:
+        raise UserError(*(f"{folder}: {problem}" for problem in problems))
     try:
-        model: VAE = instantiate(config.model, _convert_="all")
-        model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
+        if not trusted:
+            with torch.device("meta"), torch.no_grad():
+                outline: VAE = instantiate(node, _convert_="all")
+                check_shapes(outline, state)
+        model: VAE = instantiate(node, _convert_="all")
+        model.load_state_dict(state)
     except Exception as error:
-        raise UserError(
-            f"{folder}: its checkpoint and its settings do not fit ({error})"
-        ) from error
-    return Run(folder, model.to(device).eval(), config, read_json(folder / "metrics.json"))
+        line = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{folder}: its checkpoint and its settings do not fit ({line})") from error
+    return model
+
+
+def check_shapes(outline: VAE, state: dict[str, Any]) -> None:
+    """Raise ValueError where weights, latents or images have other shapes than the settings say."""
+    wanted = {key: tuple(value.shape) for key, value in outline.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    for key in [*wanted, *found]:
+        if wanted.get(key) != found.get(key):
+            raise ValueError(f"{key} is {found.get(key)} and must be {wanted.get(key)}")
+    images = outline.mean_image(torch.zeros(2, outline.latent_dim))
+    if tuple(images.shape[1:]) != tuple(outline.image_shape):
+        raise ValueError(f"images are {tuple(images.shape[1:])}, not {outline.image_shape}")
+    q = outline.encode(torch.zeros(2, *outline.image_shape))
+    if tuple(q.loc.shape) != (2, outline.latent_dim):
+        raise ValueError(f"latents are {tuple(q.loc.shape[1:])}, not {outline.latent_dim}")
+
+
+def open_runs(
+    setting: str,
+    folders: Any,
+    allow: Any = (),
+    device: str = "cpu",
+    problems: list[str] | None = None,
+) -> list[Run]:
+    """The runs of these folders, for a command whose setting named them.
+
+    A folder that cannot be opened, or whose weights are not finite, gets a line that begins with
+    the setting: in `problems`, where a command collects them, else in a UserError.
+    """
+    found: list[str] = []
+    runs = []
+    modules = (
+        tuple(m for m in allow if isinstance(m, str)) if isinstance(allow, list | tuple) else ()
+    )
+    for folder in folders if isinstance(folders, list | tuple) else [folders]:
+        if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
+            continue  # the command's own validation says so
+        try:
+            run = load_run(folder, device=device, allow=modules)
+            if problem := divergence_problem(run):
+                raise UserError(problem)
+            runs.append(run)
+        except UserError as error:
+            found += [f"{setting}: {line}" for line in error.problems]
+    if problems is not None:
+        problems += found
+    elif found:
+        raise UserError(*found)
+    return runs
 
 
 def divergence_problem(run: Run) -> str | None:
     """The problem with weights that are not finite, or None."""
     if all(torch.isfinite(weight).all() for weight in run.model.parameters()):
         return None
-    return f"{run.folder / BEST} holds weights that are not finite: its training divergence_problem"
+    return f"{run.folder} holds weights that are not finite: its training diverged"
 
 
 def read_config(folder: Path) -> DictConfig:
     """The settings that a run was trained with."""
-    path = folder / ".hydra" / "config.yaml"
+    path = folder / SETTINGS
     if not path.is_file():
-        raise UserError(f"{folder} is no run folder: it has no .hydra/config.yaml")
-    try:
-        config = OmegaConf.load(path)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
+        raise UserError(f"{folder} is no run folder: it has no {SETTINGS}")
+    check_links(folder)
+    settings = read_settings(path)
+    if not isinstance(settings.get("model"), dict):
         raise UserError(f"{path} is not the settings of a training run")
-    return config
+    return OmegaConf.create(settings)
+
+
+def write_resolved_config(config: DictConfig, folder: Path) -> None:
+    """Keep a run's settings with every reference and resolver replaced by its value.
+
+    So opening the folder needs neither this machine's environment nor its Hydra.
+    """
+    plain = OmegaConf.create(resolved(config) | {"resume": None})
+    (folder / SETTINGS).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / SETTINGS, OmegaConf.to_yaml(plain))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -100,6 +187,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     it runs."""
     if not path.is_file():
         raise UserError(f"{path} is missing: the run has not saved a checkpoint")
+    check_checkpoint(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -109,6 +197,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has checkpoint format {version}, this version reads {CHECKPOINT_FORMAT}"
         )
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise UserError(f"{path} holds no weights")
     return checkpoint
 
 
@@ -120,17 +211,13 @@ def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> D
     """
     saved = read_config(folder)
     changes = {o: o.lstrip("+~").split("=")[0] for o in overrides if not o.startswith("resume=")}
-    refused = [
-        f"{o} cannot be changed while resuming {folder}"
-        for o, k in changes.items()
-        if k.split(".")[0] in FIXED
-    ]
-    whole = {
+    fixed = [o for o, key in changes.items() if not may_change_on_resume(key)]
+    refused = [f"{o} cannot be changed while resuming {folder}" for o in fixed]
+    groups = [
         o
         for o, key in changes.items()
-        if OmegaConf.is_dict(today.get(key)) or key.split(".")[0] not in today
-    }
-    groups = [o for o, key in changes.items() if o in whole and key.split(".")[0] not in FIXED]
+        if o not in fixed and (OmegaConf.is_dict(today.get(key)) or key.split(".")[0] not in today)
+    ]
     refused += [f"{o}: while resuming {folder}, change single settings of it" for o in groups]
     if refused:
         raise UserError(*refused)
@@ -163,55 +250,34 @@ def discard_empty_run(folder: Path) -> None:
 
 
 def load_data(config: DictConfig, root: str | None = None, allow: tuple[str, ...] = ()) -> Any:
-    """The data module that a run was trained with, ready for testing; from the folder `root` where
-    one is given.
+    """The data module that a run was trained with, ready for testing.
 
-    Raises UserError for settings that name anything but a data module of this project or of
-    `allow`, RunError where the files cannot be had.
+    The files are read where the run had them, if they are there; else in `root`, or in this
+    machine's folder of data ($VAE_DATA, or data/), and only there fetched. Raises UserError for
+    settings that name anything but a data module of this project or of `allow`, RunError where the
+    files cannot be had.
     """
-    settings = config.get("data")
-    if not isinstance(settings, DictConfig):
+    settings: Any = dict(OmegaConf.to_container(config)).get("data")  # type: ignore[arg-type]
+    if not isinstance(settings, dict) or "_target_" not in settings:
         raise UserError("its settings name no data")
-    check_targets(settings, ("vae.", *allow), L.LightningDataModule)
+    check_targets(settings, ("vae.data.", *allow), L.LightningDataModule)
+    own = "root" if "root" in settings else None
+    passed: dict[str, Any] = {} if root is None else {"root": root}
+    if problems := [*node_problems("data", settings)]:
+        raise UserError(*problems)
     try:
-        data = instantiate(settings, _convert_="all", **({} if root is None else {"root": root}))
+        data = instantiate(settings, _convert_="all", **passed)
+        if root is None and own and not getattr(data, "is_prepared", lambda: True)():
+            data = instantiate(settings, _convert_="all", root=os.environ.get("VAE_DATA", "data"))
     except Exception as error:
-        raise UserError(
-            f"its data settings cannot be used ({' '.join(str(error).split())})"
-        ) from error
+        raise UserError(f"its data settings cannot be used ({first_line(error)})") from error
     data.prepare_data()
     data.setup("test")
     return data
 
 
-def check_targets(node: Any, allowed: tuple[str, ...], kind: type = nn.Module) -> None:
-    """Raise UserError where a `_target_` in the settings is no network (or other kind) of the
-    allowed modules."""
-    if OmegaConf.is_list(node):
-        for child in node:
-            check_targets(child, allowed, kind)
-    if not isinstance(node, DictConfig):
-        return
-    target = node.get("_target_")
-    if target is not None:
-        if not str(target).startswith(allowed):
-            raise UserError(
-                f"_target_: {target} is refused: a run folder may name classes of {', '.join(allowed)}"
-            )
-        try:
-            found = pydoc.locate(str(target))
-        except pydoc.ErrorDuringImport:
-            found = None
-        if found is None:
-            raise UserError(f"_target_: {target} is not there any more")
-        if not (isinstance(found, type) and issubclass(found, kind)):
-            raise UserError(f"_target_: {target} is refused: it is no {kind.__name__}")
-    for child in node.values():
-        check_targets(child, allowed, kind)
-
-
 def environment(seed: int, device: torch.device) -> dict[str, Any]:
-    """What the figures of a run depend on beside its settings."""
+    """What the metrics of a run depend on beside its settings."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40"],
         cwd=Path(__file__).parent,
@@ -226,6 +292,3 @@ def environment(seed: int, device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "seed": seed,
     }
-
-
-CHECKPOINT_FORMAT = 1

@@ -36,6 +36,7 @@ ROLES: dict[str, Role] = {
     "logger.*": OBSERVES,
     "callbacks": SCHEDULES,
     "callbacks.*": SCHEDULES,  # but for those that only watch: OBSERVERS
+    "trainer": SCHEDULES,
     "trainer._target_": OBSERVES,
     "trainer.accelerator": OBSERVES,
     "trainer.strategy": OBSERVES,
@@ -172,8 +173,8 @@ def name_runs(
 ) -> list[str]:
     """The model's name and the settings that differ: `baseline`, `deep, latent_dim=8`.
 
-    A class is shown as `objective=IWAE`, a list as `hidden=[64]`. What only follows from the model's
-    name (its layers), or repeats another setting (`model.encoder.latent_dim`), is left out. `seeds`
+    A class is shown as `objective=IWAE`, a list as `hidden=[64]`. What only follows from the
+    model's name (its layers), or repeats another setting (`model.encoder.latent_dim`), is left out. `seeds`
     shows those too; `folders` tell runs of equal names apart.
     """
     flat = [dict(flatten(each)) for each in settings]

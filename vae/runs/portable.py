@@ -19,8 +19,8 @@ from torch.export import ExportedProgram
 
 from vae.models.vae import VAE
 from vae.runs.errors import UserError, first_line, resolved
-from vae.runs.folder import Run, divergence_problem, load_run
-from vae.runs.validation import EXPORT_RULES, problems_of
+from vae.runs.folder import Run, open_runs
+from vae.runs.settings import ExportSettings, settings_problems
 
 ONNX = ("onnx", "onnxruntime", "onnxscript")  # the extra `onnx`
 
@@ -64,24 +64,17 @@ Network = Encode | Decode
 def load_and_validate(config: DictConfig) -> tuple[dict[str, Any], Run]:
     """The settings and the run; UserError tells everything wrong with them at once."""
     settings = resolved(config)
-    problems = problems_of(settings, EXPORT_RULES)
+    problems = settings_problems(settings, ExportSettings)
     missing = [name for name in ONNX if importlib.util.find_spec(name) is None]
-    if settings["format"] == "onnx" and missing:
+    if settings.get("format") == "onnx" and missing:
         problems.append(
-            f"format=onnx needs {', '.join(missing)}: pip install -e '.[onnx]', or take format=torch"
+            f"format=onnx needs {', '.join(missing)}: pip install -e '.[onnx]', "
+            "or take format=torch"
         )
-    run = None
-    if EXPORT_RULES["run"][0](settings["run"]):
-        allow = settings["allow"] if isinstance(settings["allow"], list) else []
-        try:
-            run = load_run(settings["run"], allow=tuple(allow))
-        except UserError as error:
-            problems += [f"run: {line}" for line in error.problems]
-    if run is not None and (problem := divergence_problem(run)):
-        problems.append(f"run: {problem}")
-    if problems or run is None:
+    runs = open_runs("run", settings.get("run"), settings.get("allow"), problems=problems)
+    if problems:
         raise UserError(*problems)
-    return settings, run
+    return settings, runs[0]
 
 
 def write(network: Network, path: Path) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from vae.reports.evaluation.metrics import Settings
 from vae.runs.errors import UserError, resolved
 from vae.runs.files import read_json
 from vae.runs.folder import BEST, Run, divergence_problem, load_data, load_run
-from vae.runs.validation import EVALUATE_RULES, accelerators, problems_of, unavailable_accelerator
+from vae.reports.evaluation.settings import EvaluateSettings
+from vae.runs.devices import accelerators, unavailable_accelerator
+from vae.runs.settings import settings_problems
 
 # Settings that no metric depends on, beyond rounding: where things lie, what computes them.
 WITHOUT_EFFECT = {"run", "runs", "accelerator", "allow", "data", "classifier.folder"}
@@ -35,7 +37,7 @@ def load_and_validate(config: DictConfig) -> Job:
     diverged, are left out; a run that is named must be there.
     """
     settings = resolved(config)
-    problems = problems_of(settings, EVALUATE_RULES) + unavailable_accelerator(
+    problems = settings_problems(settings, EvaluateSettings) + unavailable_accelerator(
         "accelerator", settings["accelerator"]
     )
     run, runs = settings["run"], settings["runs"]

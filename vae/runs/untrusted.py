@@ -1,0 +1,179 @@
+"""Files of a run folder that may come from a stranger: bounded, and nothing in them runs.
+
+What is promised stands in SECURITY.md. Everything raises UserError with one line that names the
+file.
+"""
+
+import os
+import pickletools
+import pydoc
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from vae.runs.errors import UserError, first_line
+from vae.runs.printable import printable
+
+MAX_SETTINGS_BYTES = 1_000_000
+MAX_DEPTH, MAX_REFERENCES = 20, 1000
+# The folders that this project's commands read or write, a level deep; a logger keeps its own.
+FOLDERS = (".", ".hydra", "checkpoints", "figures", "videos", "tensorboard", "csv", "export")
+REFERENCE = re.compile(r"\$\{(\.*[\w.]*)\}")  # to another setting; what has a colon is a resolver
+
+# What a checkpoint of tensors, numbers, text, lists and mappings needs of torch's weights_only.
+GLOBALS = re.compile(
+    r"collections OrderedDict|torch Size|torch device|torch \w+Storage"
+    r"|torch (float|bfloat|int|uint|bool|complex)\d*|_codecs encode"
+    r"|torch\._utils _rebuild_(tensor_v2|parameter)|torch\.nn\.parameter Parameter"
+)
+
+
+def check_links(folder: Path) -> None:
+    """Raise UserError where a symbolic link leads out of the folder."""
+    home = folder.resolve()
+    for place in FOLDERS:
+        if not (folder / place).is_dir():
+            continue
+        with os.scandir(folder / place) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.is_symlink() and home not in path.resolve().parents:
+                    raise UserError(f"{path} is a link that leads out of the run folder; copy it")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings in YAML, references to one another followed.
+
+    Environment variables and other resolvers are not: `${oc.env:NAME}` becomes the text
+    `{oc.env:NAME}`.
+    """
+    try:
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise UserError(f"{path} is larger than {MAX_SETTINGS_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        config = OmegaConf.create(text)  # refuses YAML's tags for objects
+        plain: Any = OmegaConf.to_container(config, resolve=False)
+    except UserError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)})") from error
+    except Exception as error:  # OmegaConf's many
+        raise UserError(f"{path} cannot be read ({first_line(error)})") from error
+    if not isinstance(plain, dict):
+        raise UserError(f"{path} holds no settings")
+    return {str(key): followed(plain, [str(key)], value) for key, value in plain.items()}
+
+
+def check_yaml(text: str) -> None:
+    """Raise ValueError for aliases, by which a kilobyte stands for gigabytes, and for depth."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has YAML aliases, which settings do not need")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def followed(plain: Mapping[str, Any], path: list[str], value: Any) -> Any:
+    """A value with references to single settings replaced by what they stand for."""
+    if isinstance(value, Mapping):
+        return {str(k): followed(plain, [*path, str(k)], child) for k, child in value.items()}
+    if isinstance(value, list):
+        return [followed(plain, [*path, str(i)], child) for i, child in enumerate(value)]
+    for _ in range(MAX_DEPTH):
+        match = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            break
+        name = match[1].lstrip(".")
+        dots = len(match[1]) - len(name)  # one dot: a sibling, two: of the parent
+        path = [*path[: max(len(path) - dots, 0)], *name.split(".")] if dots else name.split(".")
+        value = find(plain, path)
+    if isinstance(value, Mapping | list):
+        short = isinstance(value, list) and len(value) <= MAX_REFERENCES
+        value = value if short and not any(isinstance(v, list | Mapping) for v in value) else None
+    if isinstance(value, list):
+        return [harmless(child) for child in value]
+    return harmless(value)
+
+
+def find(plain: Any, path: list[str]) -> Any:
+    for part in path:
+        plain = plain.get(part) if isinstance(plain, Mapping) else None
+    return plain
+
+
+def harmless(value: Any) -> Any:
+    """Text without an interpolation that OmegaConf would resolve."""
+    return re.sub(r"\$+\{", "{", value) if isinstance(value, str) else value
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise UserError for a file that would unpack to more than its size, or hold more than data.
+
+    torch writes its zip without compression, so the sizes that the zip declares are those of what
+    is loaded; and its weights_only takes constructors of any size, which tensors do not need.
+    """
+    damaged = UserError(f"{path} is damaged or holds more than tensors and numbers")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise UserError(f"{path} is compressed, as no checkpoint of this project is")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise UserError(f"{path} declares more bytes than it has")
+            for entry in entries:
+                if entry.filename.endswith(".pkl"):
+                    check_pickle(archive.read(entry))
+    except UserError:
+        raise
+    except Exception as error:
+        raise damaged from error
+
+
+def check_pickle(data: bytes) -> None:
+    """Raise ValueError where a pickle names anything but OrderedDicts and tensors."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+            raise ValueError(opcode.name)
+        if opcode.name == "GLOBAL" and not GLOBALS.fullmatch(str(argument)):
+            raise ValueError(str(argument))
+
+
+def check_targets(
+    node: Any, allowed: tuple[str, ...], kind: type, outer: type | None = None
+) -> None:
+    """Raise UserError where a `_target_` is no class of the allowed modules and of this kind.
+
+    `outer` is what the node's own `_target_` must make, where that is more than its parts.
+    """
+    if isinstance(node, list):
+        for child in node:
+            check_targets(child, allowed, kind)
+    if not isinstance(node, Mapping):
+        return
+    target = node.get("_target_")
+    if target is not None:
+        name, wanted = printable(target), outer or kind
+        if not isinstance(target, str) or not target.startswith(allowed):
+            modules = ", ".join(allowed)
+            raise UserError(
+                f"_target_: {name} is refused: a run folder may name classes of {modules}"
+            )
+        try:
+            found = pydoc.locate(target)
+        except Exception:  # whatever the import of a module raises
+            found = None
+        if found is None:
+            raise UserError(f"_target_: {name} does not exist any more")
+        if not (isinstance(found, type) and issubclass(found, wanted)):
+            raise UserError(f"_target_: {name} is refused: it is no {wanted.__name__}")
+    for child in node.values():
+        check_targets(child, allowed, kind)
