@@ -1,16 +1,13 @@
 """What the documents show: commands compose, code runs, links lead somewhere, tables are complete."""
 
-import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ShortRun
+from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -22,7 +19,9 @@ DOCUMENTS = {
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
 }
 OWN = "docs/extending.md"  # names what a reader adds first; a test of its own runs it
-COMMAND = re.compile(r"(?:python -m vae\.|\bvae-)(train|evaluate|compare|summary|export)\b([^\n`|#]*)")
+COMMAND = re.compile(
+    r"(?:python -m vae\.|\bvae-)(train|evaluate|compare|summary|export)\b([^\n`|#]*)"
+)
 
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:

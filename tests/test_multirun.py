@@ -218,8 +218,7 @@ def test_a_job_tells_what_was_unforeseen_and_runs_again(tmp_path, caplog):
     assert job(never, settings("trainer.max_epochs=9"), tmp_path) is None
     problem = json.loads((tmp_path / "job.json").read_text())["problems"][0]
     assert problem.endswith(
-        "holds a finished run with other settings of trainer.max_epochs; "
-        "sweep into another folder"
+        "holds a finished run with other settings of trainer.max_epochs; sweep into another folder"
     )
     assert read_run(tmp_path, tmp_path).state == "failed"
     assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").trainer.max_epochs == 30

@@ -41,7 +41,9 @@ def test_a_model_drifts_as_its_recursion_says(oracle: PPCA):
     z0 = torch.tensor([2.0, -1, 0.5, 0, 1, -2], dtype=torch.float64).expand(20_000, 6)
     (_, frame), (z1, _) = list(run_chain(model, z0, 1, torch.Generator().manual_seed(0)))
     weights = affine_weights(model)
-    torch.testing.assert_close(z1.mean(0), weights.V @ frame[0].flatten() + weights.c, rtol=0, atol=0.03)
+    torch.testing.assert_close(
+        z1.mean(0), weights.V @ frame[0].flatten() + weights.c, rtol=0, atol=0.03
+    )
     expected = 0.25 * weights.V @ weights.V.T + (0.25 / oracle.retained).diag()
     torch.testing.assert_close(torch.cov(z1.T), expected, rtol=0, atol=0.03)
 

@@ -77,9 +77,7 @@ def changed(training: Training, **metrics: float) -> Training:
     for key, value in metrics.items():
         if key in per_image:
             per_image[key] = per_image[key] + (value - per_image[key].mean())
-    return dataclasses.replace(
-        training, metrics=training.metrics | metrics, per_image=per_image
-    )
+    return dataclasses.replace(training, metrics=training.metrics | metrics, per_image=per_image)
 
 
 def entry(name: str, training: Training, *metrics: dict[str, float]) -> Entry:

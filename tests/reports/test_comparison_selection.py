@@ -15,9 +15,7 @@ def test_names_say_what_differs(folders: list[Path], tmp_path: Path) -> None:
     a = folders[0]
     runs = [load_run(folder) for folder in folders]
     assert group_runs(runs)[0] == ["baseline", MARKUP]
-    other = with_config(
-        tmp_path / "c", a, optimizer__lr=0.01, seed=3, trainer__log_every_n_steps=7
-    )
+    other = with_config(tmp_path / "c", a, optimizer__lr=0.01, seed=3, trainer__log_every_n_steps=7)
     assert group_runs([runs[0], load_run(other)])[0] == ["baseline, lr=0.001", "baseline, lr=0.01"]
 
 

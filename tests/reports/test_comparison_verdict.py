@@ -83,9 +83,7 @@ def test_a_linear_model_above_its_optimum_is_an_alarm(baseline: Training) -> Non
         "train/over_linear": baseline.per_image["train/over_linear"] * 0 + 0.05
     }
     metrics = {"train/over_linear": 0.05, "train/over_linear_se": 0.001}
-    broken = dataclasses.replace(
-        baseline, per_image=per_image, metrics=baseline.metrics | metrics
-    )
+    broken = dataclasses.replace(baseline, per_image=per_image, metrics=baseline.metrics | metrics)
     text = verdict.against_linear(Entry("A", [baseline, broken]))
     assert "A training lies 0.05 ± 0.00 nats above it, paired on the same images" in text
     assert "something is wrong" in text
@@ -177,9 +175,7 @@ def test_measures_that_disagree_say_what_they_see(baseline: Training) -> None:
 # --- chain ------------------------------------------------------------------------------------
 
 
-def chain_of(
-    training: Training, limit: Limit, mixing: Mixing, finite_steps: int = 101
-) -> Training:
+def chain_of(training: Training, limit: Limit, mixing: Mixing, finite_steps: int = 101) -> Training:
     trace = ChainTrace([], [0.5] * 101, finite_steps, None, 1.2, limit, mixing)
     return dataclasses.replace(training, trace=trace, limit=limit, mixing=mixing)
 

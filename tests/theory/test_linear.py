@@ -22,7 +22,6 @@ from vae.theory.linear import (
     lyapunov,
     normal_law,
     sample_law,
-    spectral_radius,
     stationary_law,
 )
 from vae.theory.ppca import PPCA, Spectrum
@@ -85,7 +84,10 @@ def end_of(model, z, steps, generator):
     """The chain's last state. The encoder sees an image through V and S alone, which spares all 784 pixels."""
     weights = affine_weights(model)
     seen = torch.cat([weights.V, weights.S])  # [2m, D]
-    gain, offset = (seen @ weights.W).float(), (seen @ weights.b + torch.cat([weights.c, weights.t])).float()
+    gain, offset = (
+        (seen @ weights.W).float(),
+        (seen @ weights.b + torch.cat([weights.c, weights.t])).float(),
+    )
     root = (
         model.sigma * torch.linalg.cholesky(seen @ seen.T).float()
     )  # of the pixel noise, as it is seen
@@ -183,4 +185,6 @@ def test_collapse_counts_differ_between_the_definitions():
     found = latent_statistics(model, [torch.rand(10, 1, 28, 28)])
     assert found.kl.tolist() == pytest.approx([0.5 * (0.25 + math.exp(-2) - 1) + 1, 0])
     assert found.counts([0.01, 2]) == [(0.01, 1, 2), (2, 2, 2)]
-    assert found.aggregated.covariance_matrix.diagonal().tolist() == pytest.approx([math.exp(-2), 1])
+    assert found.aggregated.covariance_matrix.diagonal().tolist() == pytest.approx(
+        [math.exp(-2), 1]
+    )

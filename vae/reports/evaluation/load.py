@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 
 from vae.data.datamodule import ImageDataModule
 from vae.reports.evaluation.metrics import Settings
+from vae.reports.evaluation.settings import EvaluateSettings
+from vae.runs.devices import accelerators, unavailable_accelerator
 from vae.runs.errors import UserError, resolved
 from vae.runs.files import read_json
 from vae.runs.folder import BEST, Run, divergence_problem, load_data, load_run
-from vae.reports.evaluation.settings import EvaluateSettings
-from vae.runs.devices import accelerators, unavailable_accelerator
 from vae.runs.settings import settings_problems
 
 # Settings that no metric depends on, beyond rounding: where things lie, what computes them.
