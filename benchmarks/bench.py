@@ -1,19 +1,18 @@
 """How fast training is, as ratios measured in one run: make bench (25 minutes on 2 cores)
 
-Contestants train the same pair with the same optimiser on the same images at batch 128, each in a process of its own,
-interleaved and repeated, so that a noisy machine is noisy for all:
+Contestants train the same pair with the same optimiser on the same images at batch 128, each in a
+process of its own, interleaved and repeated, so that a noisy machine is noisy for all:
 
-  project   this project's fit with its default callbacks and logging
-  fast      the same with +experiment=fast
-  loop      a loop by hand over resident tensors
-  compiled  the same loop, its step compiled
-  pattern   the usual Lightning pattern: torchvision's loader with ToTensor, three figures logged a step,
+  project   this project's fit with its default callbacks and logging fast      the same with
+  +experiment=fast loop      a loop by hand over resident tensors compiled  the same loop, its step
+  compiled pattern   the usual Lightning pattern: torchvision's loader with ToTensor, three figures
+  logged a step,
             validated and saved each epoch as the project is
   pythae    pythae 0.1.2 at the nearest equal network (where it is installed)
 
-Then project and loop in turns within one process, where the noise of the machine weighs least: their ratio, pair by
-pair. Then the project's own rate over batch size, latent_dim, width, data set size and devices. Writes bench.json and
-bench.png.
+Then project and loop in turns within one process, where the noise of the machine weighs least:
+their ratio, pair by pair. Then the project's own rate over batch size, latent_dim, width, data set
+size and devices. Writes bench.json and bench.png.
 """
 
 import argparse
@@ -55,7 +54,8 @@ def compose(*overrides: str) -> Any:
 def project(
     model: str, device: str, overrides: tuple[str, ...] = (), epochs: int | None = None
 ) -> dict[str, float]:
-    """Seconds an epoch of the project's fit, everything included that a default run does while it fits."""
+    """Seconds an epoch of the project's fit, everything included that a default run does while it
+    fits."""
     from vae.train import train
     from vae.training.module import LitVAE
 
@@ -224,7 +224,8 @@ def pattern(model: str, device: str, epochs: int = 2) -> dict[str, float]:
 
 
 def pythae(model: str, device: str, epochs: int = 2) -> dict[str, float]:
-    """pythae's trainer with an encoder and a decoder of the same layers; its loss differs in the constant alone."""
+    """pythae's trainer with an encoder and a decoder of the same layers; its loss differs in the
+    constant alone."""
     import torch
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -341,7 +342,8 @@ def growth(device: str) -> dict[str, Any]:
 
 
 def over_devices(device: str, count: int) -> float | None:
-    """Images a second of the deep pair over several devices, 128 images a step together; on a CPU a core each."""
+    """Images a second of the deep pair over several devices, 128 images a step together; on a CPU a
+    core each."""
     with tempfile.TemporaryDirectory() as folder:
         options = [
             f"trainer.accelerator={device}",
@@ -375,7 +377,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def summary(runs: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
-    """Per model: seconds an epoch, images a second and memory of each contestant, and the ratios of medians."""
+    """Per model: seconds an epoch, images a second and memory of each contestant, and the ratios of
+    medians."""
     result: dict[str, Any] = {}
     for model, contestants in runs.items():
         seconds = {
@@ -394,7 +397,8 @@ def summary(runs: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any
                 for n, f in contestants.items()
                 if f
             },
-            # from the command to the first optimiser step, less what importing torch, Lightning and Hydra takes
+            # from the command to the first optimiser step, less what importing torch, Lightning and
+            # Hydra takes
             "start_up_seconds": spread(
                 [r["first_step"] - r["import_seconds"] for r in contestants["project"]]
             ),
@@ -489,7 +493,8 @@ def main() -> None:
         assert pairs is not None
         print(
             model,
-            f"in turns: {pairs['median']:.2f} ({pairs['min']:.2f} to {pairs['max']:.2f}) of the loop by hand",
+            f"in turns: {pairs['median']:.2f} ({pairs['min']:.2f} to {pairs['max']:.2f}) "
+            "of the loop by hand",
         )
     for model, found in result["models"].items():
         print(

@@ -1,7 +1,6 @@
-# %% [markdown]
-# # A tour of a trained run
-# Cells for VS Code, or for Jupyter with jupytext. As a script, with the newest run where RUN is not given:
-# `RUN=outputs/<date>/<time>-baseline python docs/tour.py`. Pictures go to `tour/` in the run folder.
+# %% [markdown] # A tour of a trained run Cells for VS Code, or for Jupyter with jupytext. As a
+# script, with the newest run where RUN is not given: `RUN=outputs/<date>/<time>-baseline python
+# docs/tour.py`. Pictures go to `tour/` in the run folder.
 
 # %% The run, its settings and its final figures
 import os
@@ -18,7 +17,8 @@ folder = os.environ.get("RUN") or max(Path("outputs").glob("*/*/metrics.json")).
 run = vae.load_run(folder)
 model = run.model
 print(
-    f"{model.name}: {model.latent_dim} latents, test ELBO {run.metrics['test/elbo']:.2f} nats per image"
+    f"{model.name}: {model.latent_dim} latents, "
+    f"test ELBO {run.metrics['test/elbo']:.2f} nats per image"
 )
 out = run.folder / "tour"
 out.mkdir(exist_ok=True)
@@ -48,7 +48,8 @@ if used.active:
 interpolations = vae.interpolations(model, images[:6], images[6:12])  # [6, 11, 1, 28, 28]
 vae.interpolation_figure(model, images[:6], images[6:12]).savefig(out / "interpolations.png")
 
-# %% The encoder against the exact posterior, which a linear decoder f(z) = W z + b has in closed form
+# %% The encoder against the exact posterior, which a linear decoder f(z) = W z + b has in closed
+# form
 if pair is not None:
     precision = (
         torch.eye(model.latent_dim, dtype=torch.float64) + pair.W.T @ pair.W / model.sigma**2

@@ -1,4 +1,5 @@
-"""Shared by the tests: settings composed in process, the digits of the repository, one short real run."""
+"""Shared by the tests: settings composed in process, the digits of the repository, one short real
+run."""
 
 import os
 
@@ -26,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def settings(*overrides: str) -> DictConfig:
-    """The settings that `python -m vae.train` would have with these overrides, on the repository's digits."""
+    """The settings that `python -m vae.train` would have with these overrides, on the repository's
+    digits."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", ["data=digits", f"data.root={ROOT / 'data'}", *overrides])
 
@@ -78,7 +80,8 @@ def at_optimum(images: torch.Tensor, m: int, sigma: float) -> VAE:
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
-    """A command called in process leaves Hydra's handlers behind, with an output that pytest closes after the test."""
+    """A command called in process leaves Hydra's handlers behind, with an output that pytest closes
+    after the test."""
     root, handlers, level = logging.root, [*logging.root.handlers], logging.root.level
     yield
     root.handlers[:] = handlers
@@ -95,7 +98,8 @@ def digits() -> ImageDataModule:
 
 @pytest.fixture(scope="session")
 def mnist() -> ImageDataModule:
-    """The full MNIST, all 60 000 training images but for 5 000; fetched into data/ when it is not there."""
+    """The full MNIST, all 60 000 training images but for 5 000; fetched into data/ when it is not
+    there."""
     data = instantiate(settings("data=mnist", f"data.root={ROOT / 'data'}").data)
     data.prepare_data()
     data.setup("test")

@@ -1,4 +1,5 @@
-"""What the documents show: commands compose, code runs, links lead somewhere, tables are complete."""
+"""What the documents show: commands compose, code runs, links lead somewhere, tables are
+complete."""
 
 import re
 import shlex
@@ -114,7 +115,8 @@ def documented(section: str) -> set[str]:
 
 
 def pattern(key: str) -> "re.Pattern[str]":
-    """<split> is a split, <K> a number, any other <…> anything; a sample metric may have a floor."""
+    """<split> is a split, <K> a number, any other <…> anything; a sample metric may have a
+    floor."""
     known = {"split": "(train|val|test)", "K": r"\d+"}
     parts = re.split(r"<(\w+)>", key)
     text = "".join(

@@ -70,7 +70,8 @@ def test_both_networks_run_without_this_project(tmp_path, name):
         sys.modules |= dict.fromkeys(("vae", "lightning", "hydra"))  # importing one of them fails
         import torch
         x, z = torch.load("given")
-        encode, decode = (torch.export.load(f"run/export/{name}.pt2").module() for name in ("encoder", "decoder"))
+        files = [f"run/export/{name}.pt2" for name in ("encoder", "decoder")]
+        encode, decode = (torch.export.load(file).module() for file in files)
         assert decode(z[:1])[0].shape == (1, 1, 28, 28)
         torch.save((*encode(x), *decode(z)), "got")
     """

@@ -1,4 +1,5 @@
-"""Every key of the settings, fed garbage, through whole runs: each runs, or one line names the key and nothing is left.
+"""Every key of the settings, fed garbage, through whole runs: each runs, or one line names the key
+and nothing is left.
 
 FUZZ=2000 for a long session: that many inputs in all.
 """
@@ -135,7 +136,8 @@ def keys_of(config: dict[str, Any]) -> list[str]:
 
 
 def with_garbage(plain: Any, key: str, value: Any) -> DictConfig | None:
-    """The settings with a value that an override could carry; None for one that it could not, or that takes hours."""
+    """The settings with a value that an override could carry; None for one that it could not, or
+    that takes hours."""
     amount = (
         sum(v for v in value if isinstance(v, int | float)) if isinstance(value, list) else value
     )
@@ -173,7 +175,8 @@ def time_limit() -> Iterator[None]:
 
 
 def lines(work: Callable[[], Any]) -> list[str]:
-    """What it was told where it did not end well; any other exception than the project's own goes on."""
+    """What it was told where it did not end well; any other exception than the project's own goes
+    on."""
     try:
         with time_limit():
             work()

@@ -1,4 +1,5 @@
-"""A short real run: the files, tags and figures that its users rely on, and that it repeats bit for bit."""
+"""A short real run: the files, tags and figures that its users rely on, and that it repeats bit for
+bit."""
 
 import json
 import shutil
@@ -129,7 +130,8 @@ def test_tags_on_the_dashboard(short_run: ShortRun, events: EventAccumulator):
 
 
 def test_the_chain_plays_on_the_dashboard(short_run: ShortRun, events: EventAccumulator):
-    """The image summary is the GIF itself: 101 frames, the step of each in its title, the run folder's bytes."""
+    """The image summary is the GIF itself: 101 frames, the step of each in its title, the run
+    folder's bytes."""
     picture = events.Images("chain")[-1].encoded_image_string
     assert picture[:6] == b"GIF89a"
     assert picture == (short_run.folder / "videos" / "chain.gif").read_bytes()
@@ -204,7 +206,8 @@ def test_the_same_seed_gives_the_same_figures_bit_for_bit(tmp_path: Path):
 
 
 def test_the_epochs_elbo_does_not_depend_on_the_batches(tmp_path: Path):
-    """The final figures of one checkpoint, evaluated in batches of 1000 and of 7 with a short last one."""
+    """The final figures of one checkpoint, evaluated in batches of 1000 and of 7 with a short last
+    one."""
     run = tmp_path / "run"
     figures = [
         train(settings(*QUIET, "trainer.max_epochs=1", f"data.eval_batch_size={size}"), run)
@@ -215,7 +218,8 @@ def test_the_epochs_elbo_does_not_depend_on_the_batches(tmp_path: Path):
 
 
 def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path):
-    """Stopped after two epochs and resumed to four, weights and figures are those of four epochs in one go."""
+    """Stopped after two epochs and resumed to four, weights and figures are those of four epochs in
+    one go."""
     short = settings(*QUIET, "trainer.max_epochs=2", "scheduler=constant")
     whole = settings(*QUIET, "trainer.max_epochs=4", "scheduler=constant")
     train(short, tmp_path / "cut")
@@ -289,7 +293,8 @@ def test_resume_works_in_the_folder_and_keeps_its_settings():
 
 
 def test_training_lifts_the_elbo_towards_the_oracle(tmp_path: Path, digits: ImageDataModule):
-    """The whole path (loader, step, schedule, checkpoint) ends within 3 nats of the closed form, not above it."""
+    """The whole path (loader, step, schedule, checkpoint) ends within 3 nats of the closed form,
+    not above it."""
     overrides = [
         "trainer.max_epochs=400",
         "optimizer.lr=0.01",

@@ -1,9 +1,11 @@
-"""Kill training runs at random moments, resume each, and count what was lost: python tests/torture.py --kills 200
+"""Kill training runs at random moments, resume each, and count what was lost: python
+tests/torture.py --kills 200
 
-Every run is a fork of this process, which has imported everything and computed nothing, so a kill costs a second or
-two. A quarter of the kills come by the clock, a quarter while a checkpoint is being written, a quarter as SIGTERM or
-SIGINT, a quarter while the last files are. Each run must end with the weights, the optimiser state, the curves, the
-figures and the pictures of the run that was left alone, bit for bit.
+Every run is a fork of this process, which has imported everything and computed nothing, so a kill
+costs a second or two. A quarter of the kills come by the clock, a quarter while a checkpoint is
+being written, a quarter as SIGTERM or SIGINT, a quarter while the last files are. Each run must end
+with the weights, the optimiser state, the curves, the figures and the pictures of the run that was
+left alone, bit for bit.
 """
 
 import argparse
@@ -72,7 +74,8 @@ def exit_code(child: int) -> int:
 
 
 def dies_saving(config: DictConfig, folder: Path, nth: int, whole: bool) -> Callable[[], Any]:
-    """A run that is killed at its nth checkpoint: half written, or whole but not yet in its place."""
+    """A run that is killed at its nth checkpoint: half written, or whole but not yet in its
+    place."""
 
     def work() -> None:
         count = 0
@@ -98,7 +101,8 @@ def dies_saving(config: DictConfig, folder: Path, nth: int, whole: bool) -> Call
 
 
 def dies_ending(config: DictConfig, folder: Path, where: str) -> Callable[[], Any]:
-    """A run that is killed while its last files are written: in a figure, before metrics.json is there, or after."""
+    """A run that is killed while its last files are written: in a figure, before metrics.json is
+    there, or after."""
 
     def work() -> None:
         write, replace = Path.write_bytes, os.replace
@@ -195,7 +199,8 @@ def torture(kills: int, seed: int, folder: Path) -> int:
         same = again == 0 and ending(run) == expected
         failures += not same
         print(
-            f"{number + 1:>4}: {what}, exit {code}, checkpoint at step {steps}: {'ok' if same else 'LOST'}"
+            f"{number + 1:>4}: {what}, exit {code}, checkpoint at step {steps}: "
+            f"{'ok' if same else 'LOST'}"
         )
         if not same:
             difference = (

@@ -63,6 +63,7 @@ def __dir__() -> list[str]:
 
 
 def config_folder() -> str:
-    """Absolute path of the configs: conf/ of a checkout, or the copy of it in an installed wheel."""
+    """Absolute path of the configs: conf/ of a checkout, or the copy of it in an installed
+    wheel."""
     installed = Path(__file__).parent / "conf"
     return str(installed if installed.is_dir() else Path(__file__).parents[1] / "conf")

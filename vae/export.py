@@ -31,16 +31,16 @@ def export(config: DictConfig) -> dict[str, Any]:
 
     from vae.runs import files, portable
 
-    # 1. The run, and what is told of it.
+    # 1. The run, and what is exported of it.
     settings, run = portable.load_and_validate(config)
     model, suffix = run.model, {"torch": ".pt2", "onnx": ".onnx"}[settings["format"]]
-    told: dict[str, Any] = {
+    exported: dict[str, Any] = {
         "run": str(run.folder),
         "latent_dim": model.latent_dim,
         "sigma": model.sigma,
     }
-    told["likelihood"] = model.likelihood.label
-    told |= {
+    exported["likelihood"] = model.likelihood.label
+    exported |= {
         "test/elbo": run.metrics.get("test/elbo"),
         "model": OmegaConf.to_container(run.config.model, resolve=True),
     }
@@ -53,24 +53,24 @@ def export(config: DictConfig) -> dict[str, Any]:
                 ("encoder", portable.Encode(model)),
                 ("decoder", portable.Decode(model)),
             ):
-                told[name] = portable.write(network, Path(partial) / f"{name}{suffix}")
-                difference = told[name]["largest_difference"]
+                exported[name] = portable.write(network, Path(partial) / f"{name}{suffix}")
+                difference = exported[name]["largest_difference"]
                 if not difference <= settings["tolerance"]:
                     raise UserError(
-                        f"tolerance={settings['tolerance']}: the {name} written is off by {difference:.1e}"
+                        f"tolerance={settings['tolerance']}: the {name} written is off by "
+                        f"{difference:.1e}"
                     )
 
             # 3. Only then do they take their place.
-            files.write_json(Path(partial) / "export.json", told)
+            files.write_json(Path(partial) / "export.json", exported)
             for path in sorted(Path(partial).iterdir()):
                 os.replace(path, out / path.name)
     except OSError as error:
         raise RunError(f"out={out}: the networks cannot be written ({error.strerror})") from error
     for name in ("encoder", "decoder"):
-        print(
-            f"{out / told[name]['file']}: read back, off by {told[name]['largest_difference']:.1e} at most"
-        )
-    return told
+        difference = exported[name]["largest_difference"]
+        print(f"{out / exported[name]['file']}: read back, off by {difference:.1e} at most")
+    return exported
 
 
 if __name__ == "__main__":

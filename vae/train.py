@@ -20,7 +20,7 @@ from vae.runs.errors import UserError, report_errors
 
 @hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")
 @report_errors
-def main(config: DictConfig) -> float:
+def main(config: DictConfig) -> float | None:
     """Returns the validation ELBO of the best checkpoint, for a sweeper to maximise."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)

@@ -1,4 +1,5 @@
-"""Walks through latent space against what an affine decoder makes of them, and the tour that shows them."""
+"""Walks through latent space against what an affine decoder makes of them, and the tour that shows
+them."""
 
 import runpy
 import subprocess
@@ -111,7 +112,8 @@ def test_the_tour_of_a_short_run(short_run, monkeypatch, capsys):
         assert (short_run.folder / "tour" / f"{picture}.png").stat().st_size > 5000
     assert seen["traversals"].shape == (len(seen["used"].active), 11, 1, 28, 28)
     assert seen["interpolations"].shape == (6, 11, 1, 28, 28)
-    # log p(x) from the full covariance, and the ELBO of a linear pair: the gap is what the tour says
+    # log p(x) from the full covariance, and the ELBO of a linear pair: the gap is what the tour
+    # says
     pair, flat = seen["pair"], x.flatten(1).double()
     law = pair.W @ pair.W.T + model.sigma**2 * torch.eye(784, dtype=torch.float64)
     log_p = torch.distributions.MultivariateNormal(pair.b, law).log_prob(flat).mean().item()

@@ -122,7 +122,8 @@ def test_kernel_distance_is_unbiased_and_repeats():
 
 
 def test_kernel_distance_is_the_cubic_polynomial_mmd():
-    """Against the double sum, written out; one subset of everything would be it, halves average to it."""
+    """Against the double sum, written out; one subset of everything would be it, halves average to
+    it."""
     real, fake = normal(600, 2, 0).double(), normal(600, 2, 1).double() * 1.3
 
     def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

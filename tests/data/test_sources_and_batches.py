@@ -59,7 +59,8 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 
 def test_ranks_together_see_the_batches_of_one_process():
-    """With the batch per process halved, batch k over both ranks is batch k of the one-process run."""
+    """With the batch per process halved, batch k over both ranks is batch k of the one-process
+    run."""
     one = [set(b.tolist()) for b in IndexBatches(torch.arange(100), 16, 0)]
     two = [list(IndexBatches(torch.arange(100), 8, 0, rank, 2)) for rank in (0, 1)]
     assert [set(torch.cat([a, b]).tolist()) for a, b in zip(*two, strict=True)] == one
@@ -150,7 +151,8 @@ def test_a_damaged_file_is_found_and_fetched_again(tmp_path: Path, source: Sourc
 def test_with_no_source_one_line_says_what_was_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Mirrors that serve an HTML page, no npm: one line that names each source and where to put the files."""
+    """Mirrors that serve an HTML page, no npm: one line that names each source and where to put the
+    files."""
     page = tmp_path / "page"
     page.mkdir()
     for name, _ in torchvision.datasets.MNIST.resources:
@@ -261,7 +263,8 @@ def test_torchvision_names_the_folder_and_the_files_alike(name: str):
 def test_a_data_set_kept_packed_comes_from_the_mirror(
     tmp_path: Path, digits: ImageDataModule, monkeypatch: pytest.MonkeyPatch
 ):
-    """As KMNIST is: torchvision checks the MD5 of each .gz, and the SHA-256 of each is checked here ever after."""
+    """As KMNIST is: torchvision checks the MD5 of each .gz, and the SHA-256 of each is checked here
+    ever after."""
     mirror, root = tmp_path / "mirror", tmp_path / "data"
     pack_digits(mirror)
     packed = {
@@ -318,7 +321,8 @@ def test_a_data_set_kept_packed_comes_from_the_mirror(
 
 @pytest.fixture
 def ordinary_folder() -> Iterator[Path]:
-    """A folder of an ordinary user, and the test run as that user: root may read and write what others may not."""
+    """A folder of an ordinary user, and the test run as that user: root may read and write what
+    others may not."""
     folder, root = Path(tempfile.mkdtemp()), os.geteuid() == 0
     if root:
         os.chown(folder, 65534, 65534)
@@ -384,7 +388,8 @@ class Data(ImageDataModule):
 def test_a_data_set_in_a_module_of_ones_own(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ):
-    """It trains by name; judging it and comparing it build its class where `allow` names the module, not else."""
+    """It trains by name; judging it and comparing it build its class where `allow` names the
+    module, not else."""
     (tmp_path / "mine.py").write_text(MINE.replace("{sha256}", repr(source.sha256)))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(SOURCES, "mine", None)  # taken out again after the test

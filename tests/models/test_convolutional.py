@@ -1,4 +1,5 @@
-"""The convolutional pair: its shapes and size, that it learns, and that all the rest of the project works with it."""
+"""The convolutional pair: its shapes and size, that it learns, and that all the rest of the project
+works with it."""
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def steps(model: VAE, x: Tensor, n: int, compile: bool = False) -> tuple[list[fl
     def objective(noise: Tensor) -> Tensor:
         return -model.elbo_terms(x, noise)[0].elbo.mean()
 
-    # aot_eager: traced and differentiated as a compiled step is, without a minute of the C++ compiler.
+    # aot_eager: traced and differentiated as a compiled step is, without a minute of the C++
+    # compiler.
     run = torch.compile(objective, backend="aot_eager", fullgraph=True) if compile else objective
     objectives = []
     for _ in range(n):
@@ -75,7 +77,8 @@ def test_fewer_parameters_than_deep():
 
 
 def test_outputs_and_the_bound_of_log_sd():
-    """Sigmoid: in [0, 1]; linear: the same without the sigmoid; log sd within its range however large the images."""
+    """Sigmoid: in [0, 1]; linear: the same without the sigmoid; log sd within its range however
+    large the images."""
     z = 10 * torch.randn(8, 4)
     (mean, logits) = (
         build_model(*SMALL, f"model.decoder.output={name}").decoder(z)
@@ -98,7 +101,8 @@ def test_an_empty_batch_has_gradients():
 
 
 def test_every_pixel_gets_as_many_terms():
-    """With all weights and maps equal, pixels that no border is near are equal: the layers make no checkerboard."""
+    """With all weights and maps equal, pixels that no border is near are equal: the layers make no
+    checkerboard."""
     decoder = ConvDecoder(2, [4, 3], 0, [], output="linear")
     with torch.no_grad():
         for weight in decoder.parameters():

@@ -1,4 +1,5 @@
-"""The ELBO against a computation by hand, against torch.distributions and against its own definition."""
+"""The ELBO against a computation by hand, against torch.distributions and against its own
+definition."""
 
 import math
 

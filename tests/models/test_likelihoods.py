@@ -1,4 +1,5 @@
-"""p(x|z) of every kind, and the pixels that it is for: against sums, closed forms and its own distribution."""
+"""p(x|z) of every kind, and the pixels that it is for: against sums, closed forms and its own
+distribution."""
 
 import itertools
 import math
@@ -60,7 +61,8 @@ def test_bernoulli_is_a_probability():
 def test_the_best_sigma_of_a_linear_pair_is_the_mean_of_the_discarded_eigenvalues(
     digits: ImageDataModule,
 ):
-    """At the closed form the ELBO is that of PPCA.with_ml_sigma, no other sigma is better, and training finds it."""
+    """At the closed form the ELBO is that of PPCA.with_ml_sigma, no other sigma is better, and
+    training finds it."""
     x = digits.images("train").double()
     oracle = PPCA.with_ml_sigma(digits.spectrum(), 6)
     assert oracle.sigma**2 == pytest.approx(
@@ -86,7 +88,8 @@ def test_the_best_sigma_of_a_linear_pair_is_the_mean_of_the_discarded_eigenvalue
 
 
 def test_without_discarded_eigenvalues_no_sigma_is_best(digits: ImageDataModule):
-    """400 images span at most 399 dimensions: with so many latents the likelihood grows without bound."""
+    """400 images span at most 399 dimensions: with so many latents the likelihood grows without
+    bound."""
     learned = Gaussian(0.25, learned=True)
     for latent_dim in (399, 783, 784, 1000):
         assert learned.best_linear(digits.spectrum(), latent_dim) is None
@@ -105,7 +108,8 @@ def test_a_learned_sigma_has_the_same_gradient_either_way():
 
 
 def test_training_learns_sigma_with_the_networks(tmp_path):
-    """From far above, towards the closed form, and the ELBO stays below that of the best linear pair."""
+    """From far above, towards the closed form, and the ELBO stays below that of the best linear
+    pair."""
     quiet = ["callbacks=none", "logger.name=x", "trainer.accelerator=cpu"]
     options = [
         "likelihood=learned_sigma",

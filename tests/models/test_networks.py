@@ -38,7 +38,8 @@ def test_the_soft_bound_of_log_sd():
 
 
 def test_half_precision_is_left_before_squares_and_exp():
-    """Under autocast the distributions are float32, and the KL of nearly collapsed latents is not negative."""
+    """Under autocast the distributions are float32, and the KL of nearly collapsed latents is not
+    negative."""
     model = build_model("model=deep")
     with torch.no_grad():  # scores near zero: a collapsed encoder
         for weight in list(model.encoder.layers[-1].parameters()):

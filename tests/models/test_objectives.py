@@ -1,4 +1,5 @@
-"""What training minimises: against the ELBO's own terms, and against exact values at the closed-form optimum."""
+"""What training minimises: against the ELBO's own terms, and against exact values at the
+closed-form optimum."""
 
 import itertools
 
@@ -62,7 +63,8 @@ def test_free_bits_takes_the_maximum_after_the_mean():
 
 
 def test_importance_weights_are_exact_at_the_closed_form(digits: ImageDataModule):
-    """There q is the posterior: every weight is p(x), whatever the noise and the number of samples."""
+    """There q is the posterior: every weight is p(x), whatever the noise and the number of
+    samples."""
     oracle = PPCA(digits.spectrum(), 4, 0.5)
     model = set_linear(build_model("model.latent_dim=4", "model.sigma=0.5"), oracle.weights())
     x = digits.images("test", 20).double()
@@ -133,7 +135,8 @@ def test_every_combination_composes_and_trains_a_step(
     ids=lambda o: type(o).__name__,
 )
 def test_a_compiled_objective_is_not_compiled_at_every_step(objective):
-    """The step is a number that changes: the short last batch and the end of a warm-up may compile again, no more."""
+    """The step is a number that changes: the short last batch and the end of a warm-up may compile
+    again, no more."""
     task = LitVAE(build_model("model.latent_dim=3"), torch.optim.Adam, objective=objective)
     counter = CompileCounter()
     compiled = torch.compile(task._batch_terms, backend=counter)
@@ -158,7 +161,8 @@ def test_a_compiled_objective_is_not_compiled_at_every_step(objective):
     ids=" ".join,
 )
 def test_a_whole_run_of_each(overrides: list[str], tmp_path):
-    """With every picture. train/objective is what is minimised, the ELBO stays the ELBO, and the run opens again."""
+    """With every picture. train/objective is what is minimised, the ELBO stays the ELBO, and the
+    run opens again."""
     from omegaconf import OmegaConf
 
     import vae

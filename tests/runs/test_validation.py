@@ -165,7 +165,11 @@ finally:
         ["scheduler=warmup_cosine", "scheduler.interval=step", "scheduler.warmup_steps=7"],
         ["trainer.max_epochs=-1", "trainer.max_steps=7"],
         ["trainer.num_sanity_val_steps=2", "trainer.enable_progress_bar=false"],
-        ["trainer.limit_train_batches=0.1", "trainer.gradient_clip_val=1", "trainer.profiler=simple"],
+        [
+            "trainer.limit_train_batches=0.1",
+            "trainer.gradient_clip_val=1",
+            "trainer.profiler=simple",
+        ],
         ["trainer.precision=64-true"],
         ["+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping",
          "+callbacks.stop.monitor=val/elbo"],

@@ -81,7 +81,8 @@ def test_the_limit_is_that_of_200_000_simulated_chains(digits, log_sd_range):
 
 
 def end_of(model, z, steps, generator):
-    """The chain's last state. The encoder sees an image through V and S alone, which spares all 784 pixels."""
+    """The chain's last state. The encoder sees an image through V and S alone, which spares all 784
+    pixels."""
     weights = affine_weights(model)
     seen = torch.cat([weights.V, weights.S])  # [2m, D]
     gain, offset = (
@@ -119,7 +120,8 @@ def test_no_limit_where_the_chain_runs_away(digits):
 
 
 def test_p_values_are_uniform_where_the_law_is_right():
-    """Also with few draws a latent, thanks to Bartlett's correction; and near 0 where the law is wrong."""
+    """Also with few draws a latent, thanks to Bartlett's correction; and near 0 where the law is
+    wrong."""
     generator = torch.Generator().manual_seed(0)
     covariance = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
     law = normal_law(torch.tensor([1.0, -1.0], dtype=torch.float64), covariance)

@@ -37,7 +37,8 @@ def run(folder: Path, epochs: int, *overrides: str) -> dict[str, float]:
 def cut_off_and_resumed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
 ) -> dict[str, float]:
-    """Three epochs; the run dies after the validation of the second, before that epoch's checkpoint."""
+    """Three epochs; the run dies after the validation of the second, before that epoch's
+    checkpoint."""
 
     def dies(task: LitVAE) -> None:
         if task.current_epoch == 1:
@@ -81,7 +82,8 @@ def test_csv_has_every_metric_once_though_the_run_was_cut_off(
 def test_wandb_has_every_metric_and_picture_at_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Read back from what its offline mode leaves to upload: two files of one run, nothing dropped for its step."""
+    """Read back from what its offline mode leaves to upload: two files of one run, nothing dropped
+    for its step."""
     pytest.importorskip("wandb", reason="wandb is not installed: pip install -e .[wandb]")
     monkeypatch.setenv("WANDB_SILENT", "true")
     metrics = cut_off_and_resumed(
@@ -188,7 +190,8 @@ def test_wandb_without_a_login_is_refused_in_a_line(tmp_path: Path):
 def test_mlflow_has_every_metric_and_picture_at_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """In one run of its database, though the run was cut off, and trained longer than its settings had said."""
+    """In one run of its database, though the run was cut off, and trained longer than its settings
+    had said."""
     pytest.importorskip("mlflow", reason="mlflow is not installed: pip install -e .[mlflow]")
     pytest.importorskip(
         "sqlalchemy", reason="sqlalchemy is not installed: pip install -e .[mlflow]"
@@ -308,7 +311,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_below_the_dashboard_does_not_end_the_run(small_disk: Path, tmp_path: Path):
-    """The real thing, with its threads, in a process of its own: one line, exit code 0, everything else whole."""
+    """The real thing, with its threads, in a process of its own: one line, exit code 0, everything
+    else whole."""
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "tensorboard").symlink_to(small_disk)

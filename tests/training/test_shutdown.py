@@ -1,4 +1,5 @@
-"""Runs that are killed, told to stop, starved of disk or led astray: nothing saved is lost, and a line says so."""
+"""Runs that are killed, told to stop, starved of disk or led astray: nothing saved is lost, and a
+line says so."""
 
 import math
 import os
@@ -31,7 +32,8 @@ def test_killed_runs_end_as_if_left_alone():
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path):
-    """In the middle of a long epoch: exit code 143 within 5 s, and the printed command finishes the run."""
+    """In the middle of a long epoch: exit code 143 within 5 s, and the printed command finishes the
+    run."""
     run = tmp_path / "run"
     overrides = ["data=digits", f"data.root={ROOT / 'data'}", *QUIET, f"hydra.run.dir={run}"]
     overrides += [
@@ -76,7 +78,8 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path):
 def test_a_gradient_that_is_not_finite_stops_the_run(
     tmp_path: Path, network: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """The step, the network and what may help, in one line; the last checkpoint is still a good one."""
+    """The step, the network and what may help, in one line; the last checkpoint is still a good
+    one."""
 
     def poison(task: LitVAE) -> None:
         if task.current_epoch == 1:  # as an optimiser step with a gradient that is not finite would
@@ -137,7 +140,8 @@ def test_settings_from_before_a_key_existed_take_its_default(tmp_path: Path):
 def test_a_longer_run_goes_along_the_longer_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A finished run of 2 epochs resumed to 4: the learning rates of a run of 4 from there on, not a rise from 0."""
+    """A finished run of 2 epochs resumed to 4: the learning rates of a run of 4 from there on, not
+    a rise from 0."""
     rates: list[float] = []
 
     def note(task: LitVAE) -> None:

@@ -5,7 +5,8 @@ from conftest import run_vae, settings, timeless_metrics
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """397 + 103 images in batches that leave the second process an empty one, in training and in validation."""
+    """397 + 103 images in batches that leave the second process an empty one, in training and in
+    validation."""
     common = [
         "data=digits",
         "trainer.accelerator=cpu",

@@ -71,13 +71,15 @@ def kernel_distance(
 class Neighbours(NamedTuple):
     """What nearest neighbours say, each value one per sample; their means are the metrics."""
 
-    precision: Tensor  # [M] fake: 1 if inside the k-th-neighbour ball of any real (Kynkäänniemi et al. 2019)
+    # [M] fake: 1 if inside the k-th-neighbour ball of any real (Kynkäänniemi et al. 2019)
+    precision: Tensor
     recall: Tensor  # [N] real: 1 if inside the ball of any fake
-    density: Tensor  # [M] fake: in how many of the real balls, over k (Naeem et al. 2020); 1 for identical laws
-    coverage: Tensor  # [N] real: 1 if its ball holds a fake; expected 1 − Π (N−i)/(N+M−i) for identical laws
-    nn_real: (
-        Tensor  # [N] real: 1 if its nearest neighbour of both sets is real (Lopez-Paz & Oquab 2017)
-    )
+    # [M] fake: in how many of the real balls, over k (Naeem et al. 2020); 1 for identical laws
+    density: Tensor
+    # [N] real: 1 if its ball holds a fake; expected 1 − Π (N−i)/(N+M−i) for identical laws
+    coverage: Tensor
+    # [N] real: 1 if its nearest neighbour of both sets is real (Lopez-Paz & Oquab 2017)
+    nn_real: Tensor
     nn_fake: Tensor  # [M] fake: 1 if its nearest neighbour is fake; both ½ for identical laws
 
 

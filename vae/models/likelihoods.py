@@ -1,8 +1,8 @@
 """What the decoder's output says about the pixels: p(x|z), one class each.
 
-A likelihood is a Likelihood with two methods, `distribution(output)` and
-`sample(output, generator)`, where `output` is what the decoder gives, [B, C, H, W]. The rest follows from the distribution,
-and is written out again only where that is faster.
+A likelihood is a Likelihood with two methods, `distribution(output)` and `sample(output,
+generator)`, where `output` is what the decoder gives, [B, C, H, W]. The rest follows from the
+distribution, and is written out again only where that is faster.
 """
 
 import math

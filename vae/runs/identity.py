@@ -174,8 +174,8 @@ def name_runs(
     """The model's name and the settings that differ: `baseline`, `deep, latent_dim=8`.
 
     A class is shown as `objective=IWAE`, a list as `hidden=[64]`. What only follows from the
-    model's name (its layers), or repeats another setting (`model.encoder.latent_dim`), is left out. `seeds`
-    shows those too; `folders` tell runs of equal names apart.
+    model's name (its layers), or repeats another setting (`model.encoder.latent_dim`), is left out.
+    `seeds` shows those too; `folders` tell runs of equal names apart.
     """
     flat = [dict(flatten(each)) for each in settings]
     models = [printable(each.get("model.name") or "vae") for each in flat]

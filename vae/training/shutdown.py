@@ -88,8 +88,6 @@ class SignalHandler(L.Callback):
 
     def _stop(self, number: int, when: str = "") -> None:
         resume = quote_override("resume", self.last.parents[1])
-        print(
-            f"stopped by {signal.Signals(number).name}{when}; go on with: python -m vae.train {resume}",
-            file=sys.stderr,
-        )
+        stopped = f"stopped by {signal.Signals(number).name}{when}"
+        print(f"{stopped}; resume with: python -m vae.train {resume}", file=sys.stderr)
         sys.exit(128 + number)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from vae.analysis.chain import ChainTrace
 from vae.analysis.limit import Limit, Mixing
@@ -35,6 +35,6 @@ def best_mixing(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Mixing:
     return Mixing(float(steps) if is_number(steps) else math.nan, str(method))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """A finite number; JSON has null where one was not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

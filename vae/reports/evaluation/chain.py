@@ -94,9 +94,10 @@ def simulated_chains(
     kept = max(1, min(n, MAX_KEPT_STATES // (steps * model.latent_dim)))
     classified = min(n, 100)  # chains whose every image is classified for 100 steps
     start, pixels, encoder = (chain_generator(stream, seed, model.device) for stream in STREAMS)
-    z = torch.randn(n, model.latent_dim, generator=start, device=model.device)
+    first = torch.randn(n, model.latent_dim, generator=start, device=model.device)
     path, gain_states, reported, classes = [], [], [], []
-    for t, (z, frame) in enumerate(progress("chain")(run_chain(model, z, steps, pixels, encoder))):
+    states = run_chain(model, first, steps, pixels, encoder)
+    for t, (z, frame) in enumerate(progress("chain")(states)):
         if not (torch.isfinite(z).all() and torch.isfinite(frame).all()):
             break
         path.append(z[:kept].cpu().clone())

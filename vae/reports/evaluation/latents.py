@@ -11,8 +11,8 @@ THRESHOLDS = (0.001, 0.01, 0.1, 0.5)  # nats or variance, below which latents ar
 
 
 def collapse(model: VAE, data: ImageDataModule, settings: Settings) -> Metrics:
-    """What each latent carries over the test split; for a linear model next to the closed form of the
-    training split."""
+    """What each latent carries over the test split; for a linear model next to the closed form of
+    the training split."""
     found = latent_statistics(model, batches(data.images("test"), settings, model.device))
     counts = found.counts(THRESHOLDS)
     metrics: Metrics = {
