@@ -23,11 +23,11 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
-from vae.reports.sweep.measure import read
 
 import vae
 from vae.compare import compare
 from vae.evaluate import evaluate
+from vae.reports.sweep.groups import read
 from vae.reports.sweep.table import table
 from vae.runs.errors import RunError, UserError
 from vae.runs.files import read_json

@@ -22,11 +22,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vae import evaluation, sources
 from vae.compare import compare
+from vae.data import sources
 from vae.data.batches import IndexBatches
 from vae.data.datamodule import ImageDataModule
 from vae.data.sources import SOURCES, Source, fetch, read_idx, wrong_files
+from vae.evaluate import evaluate
 from vae.runs.errors import RunError, UserError
 
 DIGITS = ROOT / "vae" / "data" / "digits" / "raw"
@@ -412,13 +413,11 @@ def test_a_data_set_in_a_module_of_ones_own(
 
     named, out = f"runs=[{runs[0]},{runs[1]}]", f"out={tmp_path / 'page'}"
     with pytest.raises(UserError, match=r"mine\.Data is refused"):
-        evaluation.opened(asked("evaluate", f"run={runs[0]}"))
+        evaluate(asked("evaluate", f"run={runs[0]}", "+preset=quick"))
     with pytest.raises(UserError, match=r"mine\.Data is refused"):
         compare(asked("compare", named, out))
-    assert (
-        evaluation.opened(asked("evaluate", f"run={runs[0]}", "allow=[mine]"))[3].source
-        is SOURCES["mine"]
-    )
+    small = ["allow=[mine]", "chain.chains=0", "samples.n=0", "iwae.images=0", "gap.images=0"]
+    assert evaluate(asked("evaluate", f"run={runs[0]}", *small, "ppc.images=0"))["data"] == "mine"
     page = compare(asked("compare", named, out, "allow=[mine]"))
     assert "<b>mine</b> (400 training, 100 validation, 300 test images)" in page.read_text()
 

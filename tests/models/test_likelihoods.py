@@ -18,7 +18,7 @@ from vae.models.networks import Decoder, Encoder
 from vae.models.vae import VAE
 from vae.runs.errors import UserError
 from vae.theory.linear import affine_weights
-from vae.theory.ppca import PPCA, Spectrum
+from vae.theory.ppca import PPCA, Spectrum, best_linear
 from vae.train import train
 
 
@@ -28,7 +28,7 @@ class Laplace(Likelihood):
     def distribution(self, output: Tensor) -> distributions.Laplace:
         return distributions.Laplace(output, 0.1)
 
-    def draw(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         u = torch.rand(output.shape, generator=generator, device=output.device) - 0.5
         return output - 0.1 * u.sign() * (1 - 2 * u.abs()).clamp_min(1e-7).log()
 
@@ -40,7 +40,7 @@ def test_a_likelihood_is_that_of_its_distribution(likelihood: Likelihood):
     output = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     law = likelihood.distribution(output)
     draws = torch.stack(
-        [likelihood.draw(output, torch.Generator().manual_seed(seed)) for seed in range(400)]
+        [likelihood.sample(output, torch.Generator().manual_seed(seed)) for seed in range(400)]
     )
     x = draws[0]
     expected = law.log_prob(x).sum((1, 2, 3))
@@ -92,8 +92,8 @@ def test_without_discarded_eigenvalues_no_sigma_is_best(digits: ImageDataModule)
     bound."""
     learned = Gaussian(0.25, learned=True)
     for latent_dim in (399, 783, 784, 1000):
-        assert learned.best_linear(digits.spectrum(), latent_dim) is None
-    assert learned.best_linear(digits.spectrum(), 50).sigma > 0.05
+        assert best_linear(learned, digits.spectrum(), latent_dim) is None
+    assert best_linear(learned, digits.spectrum(), 50).sigma > 0.05
 
 
 def test_a_learned_sigma_has_the_same_gradient_either_way():

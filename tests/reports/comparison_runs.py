@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from vae.reports.comparison.entries import Entry
+from vae.reports.comparison.entries import Entry, measure_entries
 from vae.reports.comparison.measure import Training
+from vae.reports.comparison.selection import common_data, open_runs
 from vae.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -88,3 +90,19 @@ def entry(name: str, training: Training, *metrics: dict[str, float]) -> Entry:
 def evaluated(name: str, training: Training, *evaluations: dict[str, Any]) -> Entry:
     """An entry with one training for each of these evaluations."""
     return Entry(name, [dataclasses.replace(training, evaluation=each) for each in evaluations])
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A baseline without an evaluation, and a deep model with one and with markup in its name."""
+    parent = tmp_path_factory.mktemp("runs")
+    baseline = make_run(parent / "a", None, "model=baseline", "model.latent_dim=8")
+    deep = make_run(parent / "b", MARKUP, "model=deep", "model.latent_dim=8")
+    write_evaluation(deep, EVALUATION)
+    return [baseline, deep]
+
+
+@pytest.fixture(scope="session")
+def entries(folders: list[Path]) -> list[Entry]:
+    runs = open_runs([str(folder) for folder in folders])
+    return measure_entries(runs, common_data(runs))

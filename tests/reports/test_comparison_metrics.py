@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison_runs import EVALUATION, changed, with_config
+from comparison_runs import EVALUATION, changed, entries, folders, with_config
 
 from vae.data.datamodule import ImageDataModule
 from vae.models.elbo import noise_per_image

@@ -4,7 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison_runs import MARKUP, with_config
+from comparison_runs import (
+    MARKUP,
+    folders,
+    with_config,
+)
 
 from vae.reports.comparison.selection import common_data, group_runs, open_runs
 from vae.runs.errors import UserError

@@ -5,7 +5,12 @@ import math
 from typing import Any
 
 import pytest
-from comparison_runs import changed, entry, evaluated
+from comparison_runs import (
+    changed,
+    entries,
+    entry,
+    evaluated,
+)
 
 from vae.analysis.chain import ChainTrace
 from vae.analysis.limit import Limit, Mixing

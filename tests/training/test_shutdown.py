@@ -57,7 +57,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path):
     _, said = process.communicate(timeout=30)
     assert time.monotonic() - told < 5
     assert process.returncode == 143
-    assert f"go on with: python -m vae.train resume={run}" in said
+    assert f"resume with: python -m vae.train resume={run}" in said
     assert "Traceback" not in said
     step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert 400 <= step < 800
