@@ -2,7 +2,7 @@
 # script, with the newest run where RUN is not given: `RUN=outputs/<date>/<time>-baseline python
 # docs/tour.py`. Pictures go to `tour/` in the run folder.
 
-# %% The run, its settings and its final figures
+# %% The run, its settings and its final metrics
 import os
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import vae
 from vae.analysis.latents import latent_statistics
 from vae.plots.latents import collapse_figure
 from vae.theory.linear import affine_weights
+from vae.theory.ppca import best_linear
 
 folder = os.environ.get("RUN") or max(Path("outputs").glob("*/*/metrics.json")).parent
 run = vae.load_run(folder)
@@ -34,7 +35,7 @@ print(f"posterior means {tuple(posterior.mean.shape)}, samples {tuple(samples.sh
 # %% Which latents carry something, and what the closed form says for a linear pair
 pair = affine_weights(model)
 used = latent_statistics(model, [images])
-oracle = model.likelihood.best_linear(data.spectrum(), model.latent_dim) if pair else None
+oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim) if pair else None
 collapse = collapse_figure(used.kl, f"{model.name}: KL per latent", len(images), oracle)
 collapse.savefig(out / "collapse.png")
 print(f"{len(used.active)} of {model.latent_dim} latents in use, most used first: {used.active}")

@@ -99,7 +99,7 @@ def test_what_a_notebook_imports_comes_on_first_use():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert text == "False\n"
-    assert set(vae.__all__) == set(vae.HOMES)
+    assert set(vae.__all__) == set(vae.MODULES)
     assert [getattr(vae, name).__name__ for name in vae.__all__] == vae.__all__
 
 

@@ -139,7 +139,7 @@ def test_a_compiled_objective_is_not_compiled_at_every_step(objective):
     again, no more."""
     task = LitVAE(build_model("model.latent_dim=3"), torch.optim.Adam, objective=objective)
     counter = CompileCounter()
-    compiled = torch.compile(task._batch_terms, backend=counter)
+    compiled = torch.compile(task.loss_terms, backend=counter)
     for step in range(30):
         images = 16 if step % 10 else 9
         pixels, noise = (

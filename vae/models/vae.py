@@ -43,7 +43,7 @@ class VAE(nn.Module):
         self.name = name
         self.image_shape = tuple(image_shape)
         kind = type(self.likelihood).__name__
-        if sigma is not None and self.sigma is None:
+        if sigma is not None and getattr(type(self.likelihood), "sigma", None) is None:
             raise ValueError(f"model.sigma={sigma} means nothing to the {kind} likelihood")
         last_layer = [*decoder.modules()][-1]
         if isinstance(self.likelihood, Bernoulli) and isinstance(last_layer, nn.Sigmoid):
