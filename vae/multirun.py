@@ -192,7 +192,7 @@ class Sweep(Callback):
             refuse_several_devices(config)
         except UserError as error:
             exit_with_usage_error(str(error))
-        if str(config.hydra.sweeper.get("direction", "")).endswith("minimize"):
+        if str((config.hydra.get("sweeper") or {}).get("direction", "")).endswith("minimize"):
             exit_with_usage_error(
                 "hydra.sweeper.direction=minimize looks for the worst validation ELBO; "
                 "use hydra/sweeper=optuna_search, or hydra.sweeper.direction=maximize"
@@ -240,7 +240,7 @@ class Sweep(Callback):
 
 def refuse_unswept(config: DictConfig) -> None:
     """An experiment made for a multirun lists what it sweeps in hydra.sweeper.params."""
-    params = config.hydra.sweeper.get("params") or {}
+    params = (config.hydra.get("sweeper") or {}).get("params") or {}
     given = {override.lstrip("+~").split("=")[0] for override in config.hydra.overrides.task}
     swept = [f"{key}={value}" for key, value in params.items() if key not in given]
     if swept:

@@ -43,8 +43,12 @@ def test_every_image_exactly_once_over_the_ranks(count: int, batch_size: int, ra
         batches = IndexBatches(split, batch_size, shuffle_seed=0, rank=rank, world_size=ranks)
         parts = list(batches)
         assert len(parts) == len(batches)
-        assert all(len(part) == batch_size for part in parts[:-1])
-        seen += parts
+        assert all(len(part) == batch_size for part, _ in parts[:-1])
+        assert all(
+            size == min(batch_size * ranks, count - k * batch_size * ranks)
+            for k, (_, size) in enumerate(parts)
+        )
+        seen += [part for part, _ in parts]
     assert torch.equal(torch.cat(seen).sort().values, split)
 
 
@@ -52,18 +56,19 @@ def test_order_depends_on_seed_and_epoch_alone():
     def order(seed: int, epoch: int) -> list[int]:
         batches = IndexBatches(torch.arange(50), 8, shuffle_seed=seed, position=lambda: (epoch, 0))
         torch.manual_seed(epoch + 7)  # the global generator has no say
-        return torch.cat(list(batches)).tolist()
+        return torch.cat([index for index, _ in batches]).tolist()
 
     assert order(0, 3) == order(0, 3)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
-    assert torch.cat(list(IndexBatches(torch.arange(50), 8))).tolist() == list(range(50))
+    in_order = torch.cat([index for index, _ in IndexBatches(torch.arange(50), 8)])
+    assert in_order.tolist() == list(range(50))
 
 
 def test_ranks_together_see_the_batches_of_one_process():
     """With the batch per process halved, batch k over both ranks is batch k of the one-process
     run."""
-    one = [set(b.tolist()) for b in IndexBatches(torch.arange(100), 16, 0)]
-    two = [list(IndexBatches(torch.arange(100), 8, 0, rank, 2)) for rank in (0, 1)]
+    one = [set(b.tolist()) for b, _ in IndexBatches(torch.arange(100), 16, 0)]
+    two = [[b for b, _ in IndexBatches(torch.arange(100), 8, 0, rank, 2)] for rank in (0, 1)]
     assert [set(torch.cat([a, b]).tolist()) for a, b in zip(*two, strict=True)] == one
 
 
@@ -252,7 +257,7 @@ def test_the_debian_package_installed_or_not(
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
 def test_torchvision_names_the_folder_and_the_files_alike(name: str):
-    source = instantiate(settings(f"data={name}").data).source
+    source = SOURCES[instantiate(settings(f"data={name}").data).source_name]
     known = getattr(torchvision.datasets, source.torchvision_class)
     assert source is SOURCES[name]
     assert source.folder == known.__name__

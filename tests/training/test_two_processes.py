@@ -57,8 +57,9 @@ def test_ranks_share_each_batch_of_one_process(images, batch, ranks):
     shares = [batches(batch, rank, ranks) for rank in range(ranks)]
     one = batches(batch * ranks)
     assert {len(share) for share in shares} == {len(one)} == {len(list(one))}
-    for k, (whole, *parts) in enumerate(zip(one, *shares, strict=True)):
+    for (whole, size), *others in zip(one, *shares, strict=True):
+        parts = [part for part, _ in others]
         assert sorted(torch.cat(parts).tolist()) == sorted(whole.tolist())
-        assert shares[0].global_batch_size(k) == len(whole)
+        assert {size} == {of_all for _, of_all in others} == {len(whole)}
         assert all(torch.equal(part, whole[rank::ranks]) for rank, part in enumerate(parts))
-    assert sorted(torch.cat(list(one)).tolist()) == list(range(images))
+    assert sorted(torch.cat([index for index, _ in one]).tolist()) == list(range(images))

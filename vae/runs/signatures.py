@@ -199,7 +199,9 @@ def wanted_classes(annotation: Any) -> list[type]:
 
 def is_object_class(kind: Any) -> bool:
     """A class whose objects no YAML holds, such as a Module."""
-    if not isinstance(kind, type) or isinstance(kind, types.GenericAlias) or is_dataclass(kind):
+    if kind is Any or not isinstance(kind, type) or isinstance(kind, types.GenericAlias):
+        return False
+    if is_dataclass(kind):
         return False
     plain = kind.__module__.split(".")[0] in (
         "builtins",
