@@ -10,6 +10,7 @@ from comparison_runs import (
     entries,
     entry,
     evaluated,
+    folders,
 )
 
 from vae.analysis.chain import ChainTrace
