@@ -69,11 +69,11 @@ def test_trainings_that_scatter_make_no_difference(baseline: Training) -> None:
 
 
 def test_a_gain_of_the_networks_is_judged_on_test_images(deep: Training) -> None:
-    above = entry("B", deep, {"test__over_linear": 7.0, "train__over_linear": -3.0})
+    above = entry("B", deep, {"test__over_linear": 70.0, "train__over_linear": -3.0})
     assert verdict.against_linear(above).endswith("on test images: a gain of the networks.")
-    assert "B is 7.00 ±" in verdict.against_linear(above)
-    below = entry("B", deep, {"test__over_linear": -7.0, "train__over_linear": 3.0})
-    assert "B ends 7.00 ±" in verdict.against_linear(below)
+    assert "B is 70.00 ±" in verdict.against_linear(above)
+    below = entry("B", deep, {"test__over_linear": -70.0, "train__over_linear": 3.0})
+    assert "B ends 70.00 ±" in verdict.against_linear(below)
     assert "trained too little" in verdict.against_linear(below)
     equal = entry("B", deep, {"test__over_linear": 0.01})
     assert "cannot be told from the linear encoder and decoder" in verdict.against_linear(equal)

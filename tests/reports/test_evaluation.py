@@ -24,7 +24,7 @@ from vae.models.elbo import upper_bound
 from vae.reports.comparison.selection import common_data
 from vae.reports.evaluation.table import table
 from vae.runs.errors import RunError, UserError
-from vae.runs.folder import BEST, load_data, load_run
+from vae.runs.folder import BEST, LAST, load_data, load_run
 from vae.theory.linear import affine_weights, linear_log_likelihood
 from vae.train import train
 
@@ -416,6 +416,7 @@ def test_a_run_that_cannot_be_read_is_one_line_and_loses_nothing(runs, tmp_path,
     harm = tmp_path / "harm"
     if damage == "missing":
         checkpoint.unlink()
+        (run / LAST).unlink()
         expected = "is missing"
     elif damage == "half-written":
         checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
@@ -425,7 +426,7 @@ def test_a_run_that_cannot_be_read_is_one_line_and_loses_nothing(runs, tmp_path,
         expected = "holds more than tensors"
     elif damage == "gone":
         config.write_text(config.read_text().replace("vae.models.Decoder", "vae.models.Gone"))
-        expected = "vae.models.Gone is not there any more"
+        expected = "vae.models.Gone does not exist"
     elif damage == "foreign":
         config.write_text(config.read_text().replace("vae.models.Decoder", "os.system"))
         expected = "os.system is refused"

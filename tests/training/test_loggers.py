@@ -239,7 +239,7 @@ def test_none_leaves_the_files_alone(tmp_path: Path):
     metrics = run(tmp_path / "none", 2, "logger=none")
     assert {path.name for path in (tmp_path / "none").iterdir()} == {
         *(".lock", "checkpoints", "environment.json", "figures", "history.csv"),
-        *("metrics.json", "videos"),
+        *(".hydra", "metrics.json", "videos"),
     }
     other = run(tmp_path / "csv", 2, "logger=csv")
     assert all(metrics[key] == other[key] for key in metrics if not key.startswith("time/"))

@@ -14,7 +14,7 @@ from vae.reports.evaluation.settings import EvaluateSettings
 from vae.runs.devices import accelerators, unavailable_accelerator
 from vae.runs.errors import UserError, resolved
 from vae.runs.files import read_json
-from vae.runs.folder import BEST, Run, divergence_problem, load_data, load_run
+from vae.runs.folder import BEST, LAST, Run, divergence_problem, load_data, load_run
 from vae.runs.settings import settings_problems
 
 # Settings that no metric depends on, beyond rounding: where things lie, what computes them.
@@ -160,7 +160,8 @@ def identity(folder: Path, settings: Settings) -> dict[str, Any]:
     """What an evaluation belongs to: the settings that its metrics depend on, and the weights."""
     kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
     kept["classifier"] = {"epochs": settings["classifier"]["epochs"]}
-    digest = hashlib.sha256((folder / BEST).read_bytes()).hexdigest()
+    weights = BEST if (folder / BEST).is_file() else LAST  # of a run that never validated
+    digest = hashlib.sha256((folder / weights).read_bytes()).hexdigest()
     return {"settings": json.loads(json.dumps(kept)), "checkpoint": digest}
 
 
