@@ -197,7 +197,10 @@ def test_what_lightning_and_torch_allow_is_allowed(overrides: list[str]):
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 must be"),
         ("+trainer.default_root_dir=x", "trainer.default_root_dir: hydra.run.dir names"),
         ("+trainer.plugins=x", "trainer.plugins: the project passes a plugin"),
-        ("+logger.save_dir=x", "logger.save_dir: loggers write into the run folder"),
+        (
+            "+logger.tensorboard.save_dir=x",
+            "logger.tensorboard.save_dir: loggers write into the run folder",
+        ),
         ("+data.seed=3", "data.seed: the seed of the run is seed=N"),
         ("seed=-1", "seed=-1 must be an integer from 0"),
         ("+sede=1", "sede: unknown; did you mean seed?"),
