@@ -26,12 +26,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a fork must not inherit a pool of threads
 import contextlib
 
 import torch
-import vae.report
-import vae.settings  # noqa: F401  (imported here so that the forks need not)
 from conftest import settings
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import vae.reports.run_table
+import vae.runs.validation  # noqa: F401  (imported here so that the forks need not)
 from vae.train import train
 
 torch.set_num_threads(1)
@@ -46,9 +46,17 @@ OVERRIDES += [
     "trainer.max_epochs=5",
     "trainer.accelerator=cpu",
     "data.batch_size=50",
-    "data.batches_per_block=2",
 ]
 OVERRIDES += ["save_every_n_steps=3", "callbacks.elbo_curves.every_n_epochs=2"]
+EMA = "{_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.9}"
+MODES = {  # each with a run of its own that is left alone
+    "plain": [],
+    "blocks": ["learning=blocks", "learning.batches_per_block=2"],
+    "averaged": [
+        *("trainer.gradient_clip_val=500", "trainer.accumulate_grad_batches=2"),
+        *("scheduler=onecycle", f"+callbacks.ema={EMA}"),
+    ],
+}
 
 
 def forked(work: Callable[[], Any], log: Path) -> int:
@@ -146,10 +154,9 @@ def ending(folder: Path) -> dict[str, Any]:
         "weights": {key: value.tolist() for key, value in last["state_dict"].items()},
         "optimizer": str(last["optimizer_states"]),
         "scheduler": str(last["lr_schedulers"]),
-        "rng": last["rng"]["cpu"].tolist(),
-        "history": str(
-            [state for key, state in last["callbacks"].items() if key.startswith("ELBOCurves")]
-        ),
+        "rng": last["resume"]["rng"]["cpu"].tolist(),
+        "trained": {k: v.tolist() for k, v in last.get("current_model_state", {}).items()},
+        "history": (folder / "history.csv").read_text(),
         "curves": curves,
         "figures": figures,
     }
@@ -158,16 +165,20 @@ def ending(folder: Path) -> dict[str, Any]:
 def torture(kills: int, seed: int, folder: Path) -> int:
     """Returns how many runs were lost or ended differently; says what happened to each."""
     chance = random.Random(seed)
-    config = settings(*OVERRIDES)
     log = folder / "log"
-    started = time.perf_counter()
-    if exit_code(forked(lambda: train(config, folder / "whole"), log)) != 0:
-        sys.exit(f"the run that is left alone failed: {log.read_text()[-2000:]}")
-    duration = time.perf_counter() - started
-    expected, failures = ending(folder / "whole"), 0
+    configs = {mode: settings(*OVERRIDES, *more) for mode, more in MODES.items()}
+    expected, duration, failures = {}, 0.0, 0
+    for mode, config in configs.items():
+        started = time.perf_counter()
+        if exit_code(forked(lambda c=config, m=mode: train(c, folder / m), log)) != 0:
+            sys.exit(f"the {mode} run that is left alone failed: {log.read_text()[-2000:]}")
+        duration = max(duration, time.perf_counter() - started)
+        expected[mode] = ending(folder / mode)
     for number in range(kills):
         run = folder / f"run-{number}"
         kind = ("clock", "saving", "signal", "ending")[number % 4]
+        mode = [*MODES][number % len(MODES)]
+        config = configs[mode]
         if kind == "saving":
             nth, whole = chance.randint(1, 18), chance.random() < 0.5
             code = exit_code(forked(dies_saving(config, run, nth, whole), log))
@@ -179,7 +190,7 @@ def torture(kills: int, seed: int, folder: Path) -> int:
                 where, f"killed {where} metrics.json was there"
             )
         else:
-            child = forked(lambda run=run: train(config, run), log)
+            child = forked(lambda run=run, c=config: train(c, run), log)
             wait = chance.uniform(0, duration)
             time.sleep(wait)
             sent = (
@@ -195,11 +206,11 @@ def torture(kills: int, seed: int, folder: Path) -> int:
             code = exit_code(child)
             what = f"{sent.name}{' twice' * (times - 1)} after {wait:.2f} s"
         steps = saved_step(run)
-        again = exit_code(forked(lambda run=run: train(config, run), log))
-        same = again == 0 and ending(run) == expected
+        again = exit_code(forked(lambda run=run, c=config: train(c, run), log))
+        same = again == 0 and ending(run) == expected[mode]
         failures += not same
         print(
-            f"{number + 1:>4}: {what}, exit {code}, checkpoint at step {steps}: "
+            f"{number + 1:>4}: {mode}, {what}, exit {code}, checkpoint at step {steps}: "
             f"{'ok' if same else 'LOST'}"
         )
         if not same:

@@ -38,7 +38,6 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path):
     overrides = ["data=digits", f"data.root={ROOT / 'data'}", *QUIET, f"hydra.run.dir={run}"]
     overrides += [
         "data.batch_size=1",
-        "data.batches_per_block=1",
         "trainer.max_epochs=2",
         "model=deep",
     ]
@@ -103,9 +102,9 @@ def test_what_a_checkpoint_belongs_to_cannot_be_changed(tmp_path: Path):
     def resumed(*overrides: str) -> DictConfig:
         return saved_config(tmp_path, [f"resume={tmp_path}", *overrides], settings(*overrides))
 
-    changed = resumed("trainer.max_epochs=60", "+trainer.limit_val_batches=1", "~callbacks.chain")
+    changed = resumed("trainer.max_epochs=60", "trainer.limit_val_batches=1", "~callbacks.chain")
     assert changed.trainer == {**settings().trainer, "max_epochs": 60, "limit_val_batches": 1}
-    assert (changed.callbacks.chain, changed.scheduler.T_max) == (None, 60)
+    assert (changed.callbacks.chain, changed.scheduler.T_max) == (None, "auto")
     with pytest.raises(UserError, match=r"optimizer\.lr=1 cannot be changed") as told:
         resumed("optimizer.lr=1", "model=deep", "callbacks=none")
     assert told.value.problems[2].startswith("callbacks=none: while resuming")
@@ -115,7 +114,7 @@ def test_what_a_checkpoint_belongs_to_cannot_be_changed(tmp_path: Path):
 def test_settings_from_before_a_key_existed_take_its_default(tmp_path: Path):
     """Each whole key away in turn: the run loads, and is resumed with what the key is today."""
     train(settings(*QUIET, "trainer.max_epochs=1"), tmp_path)
-    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra").mkdir(exist_ok=True)
     today = settings("trainer.max_epochs=2", "model.latent_dim=4")
     for key in today.keys() - {"model"}:
         kept = {
@@ -128,7 +127,7 @@ def test_settings_from_before_a_key_existed_take_its_default(tmp_path: Path):
         config = saved_config(tmp_path, [f"resume={tmp_path}"], today)
         assert config == {**kept, key: today[key]}
     assert config.keys() == today.keys()
-    for key in ("threads", "save_every_n_steps", "skip_bad_steps", "compile"):
+    for key in ("threads", "save_every_n_steps", "skip_bad_steps", "learning"):
         config.pop(key, None)
     OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
     train(
@@ -187,7 +186,6 @@ def test_two_processes_never_write_into_one_folder(tmp_path: Path):
     ]
     overrides += [
         "data.batch_size=1",
-        "data.batches_per_block=1",
         "save_every_n_steps=100",
         "model=deep",
     ]
@@ -241,8 +239,8 @@ def test_bad_steps_are_skipped_and_counted_on_request(
     config = settings(*QUIET, "trainer.max_epochs=2", "data.batch_size=50", "skip_bad_steps=true")
     assert train(config, tmp_path)["train/elbo"] < 0
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["totals"][2] == 2
-    assert last["global_step"] == 16 - 2
+    assert last["callbacks"]["FiniteCheck"] == {"skipped_steps": 2}
+    assert last["global_step"] == 16  # Lightning counts the calls of the optimiser
     calls[0] = 0
     with pytest.raises(RunError, match="step 1, epoch 1: the log-likelihood is not finite"):
         train(settings(*QUIET, "trainer.max_epochs=2", "data.batch_size=50"), tmp_path / "stops")
