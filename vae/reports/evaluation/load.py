@@ -38,9 +38,9 @@ def load_and_validate(config: DictConfig) -> Job:
     """
     settings = resolved(config)
     problems = settings_problems(settings, EvaluateSettings) + unavailable_accelerator(
-        "accelerator", settings["accelerator"]
+        "accelerator", settings.get("accelerator")
     )
-    run, runs = settings["run"], settings["runs"]
+    run, runs = settings.get("run"), settings.get("runs")
     if run is None and runs is None:
         problems.append("run=None must be a run folder, such as outputs/2030-01-31/12-00-00-deep")
     elif run is not None and runs is not None:
@@ -57,11 +57,11 @@ def load_and_validate(config: DictConfig) -> Job:
                 left_out += found
             else:
                 problems += [f"{'run' if run else 'runs'}: {problem}" for problem in found]
-    problems += sample_problems(settings["samples"])
+    problems += sample_problems(settings.get("samples"))
     folders = list(dict.fromkeys(folders))
     if not problems and not folders:
         problems += left_out or [f"runs={runs}: no runs in it"]
-    against = settings["against"]
+    against = settings.get("against")
     if isinstance(against, str) and against:
         found = run_problems(Path(against), settings, writes=False)
         problems += [f"against: {problem}" for problem in found]
@@ -84,20 +84,20 @@ def runs_of_sweep(folder: Path) -> list[Path]:
     return sorted(path.parents[1] for path in folder.glob("**/.hydra/config.yaml"))
 
 
-def sample_problems(samples: dict[str, Any]) -> list[str]:
-    n, k = samples["n"], samples["k"]
+def sample_problems(samples: Any) -> list[str]:
+    n, k = (samples.get(key) if isinstance(samples, dict) else None for key in ("n", "k"))
     if isinstance(n, int) and isinstance(k, int) and 0 < n <= max(k, 3):
         return [f"samples.n={n} must be more than samples.k={k} and than 3, or 0 to do without"]
     return []
 
 
 def allowed(settings: Settings) -> tuple[str, ...]:
-    return tuple(settings["allow"]) if isinstance(settings["allow"], list) else ()
+    return tuple(as_list(settings.get("allow")))
 
 
 def open_run(folder: Path, settings: Settings) -> Run:
     """A run on the device of the settings, its weights fixed."""
-    device = accelerators().get(str(settings["accelerator"]), "cpu")
+    device = accelerators().get(str(settings.get("accelerator")), "cpu")
     run = load_run(folder, device=device, allow=allowed(settings))
     run.model.requires_grad_(False)
     return run
