@@ -48,7 +48,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     from vae.runs import files
     from vae.runs import folder as runs
     from vae.theory.ppca import best_linear
+    from vae.training.devices import lightning_refusals
     from vae.training.keep import keep_average, load_kept
+    from vae.training.loggers import opened
     from vae.training.progress import silence_lightning
 
     silence_lightning()
@@ -64,7 +66,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     module.oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim)
 
     # 3. Training.
-    with files.folder_lock(folder), signals, trainer.logger:
+    with files.folder_lock(folder), signals, opened(trainer.logger), lightning_refusals():
         if first and not trainer.fast_dev_run:
             for partial in folder.glob("checkpoints/.*.partial"):  # of a process that was killed
                 partial.unlink()
@@ -98,6 +100,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     from vae.runs import folder as runs
     from vae.runs.validation import Builder, incompatibilities
     from vae.training import loggers
+    from vae.training.blocks import BlockTraining, block_problems
     from vae.training.checkpoints import AtomicCheckpointIO
     from vae.training.devices import resolve_precision, unavailable
     from vae.training.schedules import as_schedule
@@ -134,6 +137,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     )
     build.finish(folder)
     module = build("learning", model=model, **parts)
+    build.problems += block_problems(trainer) if isinstance(module, BlockTraining) else []
     build.finish(folder)
     kept = ("model", "objective", "optimizer", "scheduler")
     module.hparams.update({name: build.config[name] for name in kept})

@@ -7,8 +7,6 @@ who changes the learning step has to read this file: it is taken by `learning=bl
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as L
-
 from vae.data.batches import Batch
 from vae.data.datamodule import ImageDataModule
 from vae.runs.errors import UserError
@@ -57,7 +55,8 @@ class BlockTraining(LitVAE):
         data.batches_per_block = self.batches_per_block
         self.batch_size = data.batch_size
         if stage == "fit":
-            check_available(self.trainer)
+            if problems := block_problems(self.trainer):
+                raise UserError(*problems)
             checks = [c for c in self.trainer.callbacks if isinstance(c, FiniteCheck)]  # type: ignore[attr-defined]
             self.finite_check = checks[0] if checks else FiniteCheck()
 
@@ -107,17 +106,14 @@ class BlockTraining(LitVAE):
         return epochs * -(-len(data.index["train"]) // self.batch_size)
 
 
-def check_available(trainer: L.Trainer) -> None:
-    """Raise UserError for what needs Lightning's automatic optimisation of single batches."""
+def block_problems(trainer: Any) -> list[str]:
+    """A line for each thing that needs Lightning's automatic optimisation of single batches."""
     asked = [setting for setting, wanted in UNAVAILABLE.items() if wanted(trainer)]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         names = {base.__name__ for base in type(callback).__mro__} & {*UNAVAILABLE_CALLBACKS}
         asked += [f"callbacks: {type(callback).__name__}"] if names else []
-    if asked:
-        raise UserError(
-            *(
-                f"{setting} does not go with learning=blocks, which takes many steps per call of "
-                "Lightning; leave out learning=blocks (+experiment=fast takes it)"
-                for setting in asked
-            )
-        )
+    return [
+        f"{setting} does not go with learning=blocks, which takes many steps per call of "
+        "Lightning; leave out learning=blocks (+experiment=fast takes it)"
+        for setting in asked
+    ]

@@ -3,6 +3,7 @@ is."""
 
 import copy
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        progress = checkpoint["loops"]
+        progress = checkpoint.get("loops")  # none in files of weights alone
+        for state in checkpoint.get("lr_schedulers", []):  # MultiStepLR keeps a Counter
+            state |= {k: dict(v) for k, v in state.items() if isinstance(v, Counter)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not (
@@ -90,6 +93,9 @@ class BestAndLast(ModelCheckpoint):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.save_best(trainer)
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing: the last epoch's end has saved, also where the run ended within it."""
 
     def save_best(self, trainer: L.Trainer) -> None:
         """Save the weights where they are the best so far; not where nothing was validated."""

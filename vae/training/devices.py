@@ -1,9 +1,14 @@
 """What this machine's device computes fast in, and what the Trainer cannot do here."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from vae.runs.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -54,3 +59,16 @@ def unavailable(trainer: dict[str, Any]) -> list[str]:
             "for; trainer.fast_dev_run=true is a quick look"
         )
     return problems
+
+
+@contextlib.contextmanager
+def lightning_refusals() -> Iterator[None]:
+    """What Lightning says against settings as it meets them, as a UserError of one line."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {first_line(error)}") from error
+    except RuntimeError as error:
+        if "is not available" not in str(error):  # as EarlyStopping says of a monitor
+            raise
+        raise UserError(f"callbacks: {first_line(error)}") from error

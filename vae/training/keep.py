@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import BatchSizeFinder, StochasticWeightAveraging
 
 from vae.runs.folder import BEST, LAST, read_checkpoint
 from vae.training.history import is_trial
@@ -32,6 +32,8 @@ def load_kept(trainer: L.Trainer, module: L.LightningModule, folder: Path) -> st
     Not by the Trainer's own `ckpt_path`: with WeightAveraging among the callbacks Lightning 2.6
     tests other weights than the file's.
     """
+    # it would look for the largest batch of each test loader too
+    trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, BatchSizeFinder)]  # type: ignore[attr-defined]
     for name, words in ((BEST, "the best checkpoint"), (LAST, "the last checkpoint")):
         path = folder / name
         if path.is_file() and trainer.checkpoint_callbacks and not is_trial(trainer):

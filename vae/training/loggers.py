@@ -91,6 +91,11 @@ def arguments(node: Mapping[str, Any], folder: Path, resume: Path | None) -> dic
 # --- in a run ---------------------------------------------------------------------------------
 
 
+def opened(logger: Any) -> contextlib.AbstractContextManager[Any]:
+    """A run's logger as a context; in a fast_dev_run Lightning has put a dummy into its place."""
+    return logger if isinstance(logger, FaultTolerantLogger) else contextlib.nullcontext()
+
+
 class FaultTolerantLogger(Logger):
     """Lightning's loggers, any number of them, as one.
 

@@ -14,50 +14,66 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 
+# Lightning's loggers that only remark on the machine and on other ways of working. Its reports
+# (profiler, model summary, finders) stay.
+REMARKS = ("utilities.rank_zero", "accelerators", "callbacks.model_checkpoint", "tuner")
+
+
 def silence_lightning() -> None:
-    """Keep Lightning's remarks that are about other ways of working off the screen."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger(
-        "lightning.pytorch"
-    ).propagate = False  # it prints by itself; Hydra would print it twice
+    """Keep Lightning's remarks off the screen, and what was asked for on it."""
+    lightning = logging.getLogger("lightning.pytorch")
+    lightning.propagate = False  # it prints by itself; Hydra would print it twice
+    for name in REMARKS:
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    workers, short, tree = (
+    for remark in (
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*treespec.*",
-    )
-    ranks = ".*sync_dist=True.*"  # LitVAE adds up over ranks by itself
-    folder = "Checkpoint directory"  # a resumed run's is not empty
-    rows = "Experiment logs directory"  # vae.loggers puts them back
-    for remark in (workers, short, tree, ranks, folder, rows):
+        ".*sync_dist=True.*",  # LitVAE adds up over processes by itself
+        "Checkpoint directory",  # a resumed run's is not empty
+        "Experiment logs directory",  # vae.training.loggers puts its rows back
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # exactly, here
+    ):
         warnings.filterwarnings("ignore", message=remark)
 
 
 class Progress(ProgressBar):
-    """`refresh_rate`: blocks of steps between two updates of the bar; 0 for lines only."""
+    """A line at each validation, and a bar within an epoch on a terminal.
+
+    `refresh_rate` is the number of batches between two updates of the bar; 0: lines only.
+    """
 
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__()
-        self.refresh_rate = refresh_rate
+        self.refresh_rate = self._chosen_rate = refresh_rate
         self._bar: tqdm[Any] | None = None
         self._since = 0.0
 
     def disable(self) -> None:  # the Trainer calls this on all ranks but the first
         self.refresh_rate = 0
 
-    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def enable(self) -> None:
+        self.refresh_rate = self._chosen_rate
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
         if self.refresh_rate and sys.stderr.isatty():
-            self._bar = tqdm(total=int(self.total_train_batches), leave=False, unit="block")
+            self._bar = tqdm(total=int(self.total_train_batches), leave=False, unit="batch")
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if self._bar is not None and (batch_idx + 1) % self.refresh_rate == 0:
             self._bar.update(batch_idx + 1 - self._bar.n)
 
-    def on_validation_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
             return
         if self._bar is not None:
             self._bar.close()

@@ -61,6 +61,7 @@ def as_schedule(scheduler: Any, build: Callable[[Any], Any] = from_settings) -> 
 
 def run_length(trainer: L.Trainer, interval: str) -> int:
     """Epochs or optimiser steps that the Trainer is set to run; ValueError where it has no end."""
+    trainer.fit_loop.setup_data()  # counts the batches of an epoch
     steps = trainer.estimated_stepping_batches
     if interval == "step":
         length: float = steps

@@ -1,0 +1,425 @@
+"""What Lightning's documentation promises, row by row: each argument has its effect here, or a line
+that refuses it. The table in docs/running.md says the same."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from conftest import settings
+from torch.utils.data import DataLoader, TensorDataset
+
+import vae
+from vae.data.batches import as_batch
+from vae.runs.errors import UserError
+from vae.runs.folder import BEST, LAST, load_data
+from vae.train import train
+from vae.training.history import read_history
+
+# 400 training images make 8 batches an epoch, 100 validation and 300 test images one each.
+BASE = ["callbacks=none", "logger=none", "data.batch_size=50", "model.latent_dim=2", "threads=1"]
+BASE += ["trainer.accelerator=cpu", "trainer.max_epochs=2"]
+
+
+class Recorder(L.Callback):
+    """Counts what a run did; `latest` is that of the last run made by settings."""
+
+    latest: "Recorder"
+
+    def __init__(self) -> None:
+        self.batches, self.steps, self.validations = [0], 0, 0
+        self.norms: list[float] = []
+        self.rates: list[float] = []
+        self.seen: list[list[int]] = []
+        Recorder.latest = self
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.batches.append(0)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, idx: int
+    ) -> None:
+        self.batches[-1] += 1
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        index = as_batch(batch).index
+        self.seen.append([] if index is None else index.tolist())
+        self.steps = trainer.global_step
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.validations += trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def run(folder: Path, *overrides: str) -> tuple[Recorder, dict[str, float]]:
+    recorder = "+callbacks.recorder={_target_: test_lightning.Recorder}"
+    metrics = train(settings(*BASE, recorder, *overrides), folder)
+    return Recorder.latest, metrics
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, dict[str, float]]:
+    return run(tmp_path_factory.mktemp("plain") / "run")
+
+
+def timeless(metrics: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if not key.startswith("time/")}
+
+
+def test_a_plain_run_takes_every_batch(plain: tuple[Recorder, dict[str, float]]) -> None:
+    recorder, metrics = plain
+    assert recorder.batches[1:] == [8, 8]
+    assert (recorder.steps, recorder.validations) == (16, 2)
+    assert (metrics["train/images"], metrics["test/images"]) == (400, 300)
+
+
+# --- arguments of the Trainer ---------------------------------------------------------------------
+
+
+def test_gradients_are_clipped(tmp_path: Path, plain: tuple[Recorder, dict[str, float]]) -> None:
+    recorder, _ = run(tmp_path, "trainer.gradient_clip_val=1")
+    assert min(plain[0].norms) > 100
+    assert max(recorder.norms) == pytest.approx(1, abs=1e-3)
+
+
+def test_gradients_are_accumulated(tmp_path: Path) -> None:
+    recorder, _ = run(tmp_path, "trainer.accumulate_grad_batches=2")
+    assert (recorder.batches[1:], recorder.steps) == ([8, 8], 8)
+
+
+@pytest.mark.parametrize(
+    ("override", "batches"),
+    [
+        ("trainer.limit_train_batches=0.5", [4, 4]),
+        ("trainer.limit_train_batches=3", [3, 3]),
+        ("trainer.overfit_batches=2", [2, 2]),
+        ("trainer.overfit_batches=0.25", [2, 2]),
+        ("trainer.fast_dev_run=true", [1]),
+        ("trainer.fast_dev_run=3", [3]),
+        ("trainer.max_steps=5", [5]),
+        ("trainer.max_steps=11", [8, 3]),
+        ("trainer.max_epochs=1", [8]),
+    ],
+)
+def test_batches_are_counted_as_batches(tmp_path: Path, override: str, batches: list[int]) -> None:
+    recorder, metrics = run(tmp_path, override, "data.eval_batch_size=25")
+    assert recorder.batches[1:] == batches
+    assert math.isfinite(metrics["test/elbo"])
+    kept = "fast_dev_run" not in override
+    assert (tmp_path / "metrics.json").exists() == (tmp_path / LAST).exists() == kept
+    if kept:
+        last = torch.load(tmp_path / LAST, weights_only=True)
+        assert last["global_step"] == sum(batches)
+
+
+def test_a_run_without_an_epoch_limit_ends_by_its_steps(tmp_path: Path) -> None:
+    recorder, _ = run(tmp_path, "trainer.max_epochs=-1", "trainer.max_steps=20")
+    assert (recorder.batches[1:], recorder.steps) == ([8, 8, 4], 20)
+    assert recorder.rates[-1] < recorder.rates[0]  # the cosine has as many epochs
+
+
+def test_overfitting_sees_the_same_batches(tmp_path: Path) -> None:
+    recorder, _ = run(tmp_path, "trainer.overfit_batches=2")
+    assert recorder.seen[:2] == recorder.seen[2:]
+
+
+@pytest.mark.parametrize(
+    ("override", "validations"),
+    [
+        ("trainer.val_check_interval=0.25", 8),
+        ("trainer.val_check_interval=4", 4),
+        ("trainer.check_val_every_n_epoch=2", 1),
+        ("trainer.check_val_every_n_epoch=5", 0),
+        ("trainer.limit_val_batches=0", 0),
+        ("trainer.num_sanity_val_steps=2", 2),
+    ],
+)
+def test_validations_come_when_asked_for(
+    tmp_path: Path, override: str, validations: int, plain: tuple[Recorder, dict[str, float]]
+) -> None:
+    recorder, metrics = run(tmp_path, override)
+    assert recorder.validations == validations
+    assert (tmp_path / BEST).exists() == (validations > 0)
+    assert len(read_history(tmp_path)) == validations
+    assert metrics["test/elbo"] == plain[1]["test/elbo"]  # the last weights are the best here
+
+
+def test_a_validation_within_an_epoch_can_be_the_best(tmp_path: Path) -> None:
+    """With a learning rate that ruins the weights later on."""
+    overrides = ["trainer.val_check_interval=1", "scheduler=onecycle", "scheduler.max_lr=0.05"]
+    _, metrics = run(tmp_path, *overrides)
+    rows = read_history(tmp_path)
+    best = max(rows, key=lambda row: row["val/elbo"])
+    assert torch.load(tmp_path / BEST, weights_only=True)["global_step"] == best["step"]
+    assert metrics["val/elbo"] == pytest.approx(best["val/elbo"], rel=1e-5)
+
+
+def test_limited_tests_say_so(tmp_path: Path) -> None:
+    _, metrics = run(tmp_path, "trainer.limit_test_batches=1", "data.eval_batch_size=30")
+    assert metrics["test/images"] == 30
+
+
+def test_time_ends_a_run(tmp_path: Path) -> None:
+    recorder, _ = run(tmp_path, "trainer.max_epochs=100000", "trainer.max_time=00:00:00:01")
+    assert 8 < recorder.steps < 100_000
+    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == recorder.steps
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "fastest"])
+def test_precisions_train(
+    tmp_path: Path, precision: str, plain: tuple[Recorder, dict[str, float]]
+) -> None:
+    _, metrics = run(tmp_path, f"trainer.precision={precision}")
+    # in 64-true the noise is drawn in double precision, so it is other noise
+    assert metrics["test/elbo"] == pytest.approx(plain[1]["test/elbo"], rel=0.1)
+    dtype = torch.load(tmp_path / BEST, weights_only=True)["state_dict"][
+        "model.decoder.layers.0.bias"
+    ].dtype
+    assert dtype == (torch.float64 if precision == "64-true" else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("trainer.precision=16-true", "trainer.precision=16-true: the ELBO's squares"),
+        ("trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: its processes end"),
+        ("trainer.barebones=true", "trainer.barebones=true leaves out checkpoints"),
+        ("trainer.default_root_dir=x", "trainer.default_root_dir: hydra.run.dir names"),
+        ("trainer.max_epoch=3", "trainer.max_epoch: unknown; did you mean trainer.max_epochs?"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(tmp_path: Path, override: str, line: str) -> None:
+    plus = "" if override.startswith("trainer.precision") else "+"
+    with pytest.raises(UserError) as refused:
+        run(tmp_path, f"{plus}{override}")
+    assert [p for p in refused.value.problems if p.startswith(line)], refused.value.problems
+
+
+def test_reports_are_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: Any) -> None:
+    run(tmp_path, "trainer.profiler=simple", "trainer.enable_model_summary=true")
+    printed = caplog.text + "".join(capfd.readouterr())
+    assert "Profiler Report" in printed
+    assert "Trainable params" in printed
+
+
+def test_without_checkpoints_the_last_weights_are_tested(
+    tmp_path: Path, plain: tuple[Recorder, dict[str, float]]
+) -> None:
+    _, metrics = run(tmp_path, "+trainer.enable_checkpointing=false")
+    assert not (tmp_path / "checkpoints").exists()
+    assert metrics["test/elbo"] == plain[1]["test/elbo"]
+
+
+# --- optimisers and schedules ---------------------------------------------------------------------
+
+
+def test_weight_decay_needs_no_plus(tmp_path: Path) -> None:
+    def norm(name: str, decay: float) -> float:
+        run(tmp_path / name, "optimizer=adamw", f"optimizer.weight_decay={decay}")
+        state = torch.load(tmp_path / name / LAST, weights_only=True)["state_dict"]
+        return state["model.encoder.layers.0.weight"].norm().item()
+
+    assert norm("strong", 10.0) < norm("weak", 0.0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "lbfgs"])
+def test_other_optimisers_raise_the_elbo(tmp_path: Path, optimizer: str) -> None:
+    rate = [] if optimizer == "lbfgs" else ["optimizer.lr=0.00001"]
+    run(tmp_path, f"optimizer={optimizer}", *rate, "trainer.max_epochs=3")
+    elbos = [row["val/elbo"] for row in read_history(tmp_path)]
+    assert elbos[-1] > elbos[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        (["scheduler=none"], [1e-3] * 16),
+        (["scheduler=cosine"], [1e-3] * 8 + [5e-4] * 8),
+        (
+            ["scheduler=cosine", "scheduler.interval=step"],
+            [5e-4 * (1 + math.cos(math.pi * t / 16)) for t in range(16)],
+        ),
+        (
+            ["scheduler=warmup_cosine", "scheduler.warmup_steps=4"],
+            [1e-3 * (0.25 + 0.75 * t / 4) for t in range(4)]
+            + [5e-4 * (1 + math.cos(math.pi * t / 12)) for t in range(12)],
+        ),
+        (["scheduler=steps", "scheduler.milestones=[1]"], [1e-3] * 8 + [1e-4] * 8),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value[0], str) else "",
+)
+@pytest.mark.parametrize("learning", ["litvae", "blocks"])
+def test_schedules_follow_epochs_or_steps(
+    tmp_path: Path, overrides: list[str], rates: list[float], learning: str
+) -> None:
+    seen: list[float] = []
+    step = torch.optim.Adam.step
+
+    def noted(optimizer: torch.optim.Adam, *args: Any, **kwargs: Any) -> Any:
+        seen.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", noted)
+        run(tmp_path, f"learning={learning}", *overrides)
+    assert seen == pytest.approx(rates, rel=1e-6)
+
+
+def test_one_cycle_follows_the_steps_of_the_run(tmp_path: Path) -> None:
+    recorder, _ = run(tmp_path, "scheduler=onecycle", "scheduler.max_lr=0.01")
+    assert max(recorder.rates) == pytest.approx(0.01, rel=0.1)
+    assert recorder.rates[-1] < 0.001
+
+
+def test_plateau_lowers_the_rate_where_the_elbo_stays(tmp_path: Path) -> None:
+    """A rise of less than 1000 nats counts as none here."""
+    options = ["scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5"]
+    options += ["+scheduler.threshold=1000", "+scheduler.threshold_mode=abs"]
+    recorder, _ = run(tmp_path, *options, "trainer.max_epochs=6")
+    rate, best, rates = 1e-3, -math.inf, []
+    for row in read_history(tmp_path):
+        rates += [rate] * 8
+        if row["val/elbo"] > best + 1000:
+            best = row["val/elbo"]
+        else:
+            rate *= 0.5
+    assert rate < 1e-3
+    assert recorder.rates == pytest.approx(rates)
+
+
+# --- callbacks ------------------------------------------------------------------------------------
+
+
+def evaluated(folder: Path) -> float:
+    """The test ELBO of the model that `load_run` opens, with the noise of a run's own test."""
+    opened = vae.load_run(folder)
+    images = load_data(opened.config).images("test")
+    eps = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return opened.model.elbo_terms(images, eps)[0].elbo.mean().item()
+
+
+@pytest.mark.parametrize("callback", ["ema", "swa"])
+def test_averaged_weights_are_validated_tested_and_opened(
+    tmp_path: Path, callback: str, plain: tuple[Recorder, dict[str, float]]
+) -> None:
+    _, metrics = run(tmp_path, f"callbacks=[none,{callback}]", "trainer.max_epochs=4")
+    assert metrics["test/elbo"] == pytest.approx(evaluated(tmp_path), rel=1e-5)
+    if callback == "ema":
+        assert read_history(tmp_path)[-1]["val/elbo"] == pytest.approx(
+            metrics["val/elbo"], rel=1e-5
+        )
+    run(tmp_path / "without", "trainer.max_epochs=4")
+    assert abs(metrics["test/elbo"] - evaluated(tmp_path / "without")) > 1
+
+
+def test_early_stopping_stops(tmp_path: Path) -> None:
+    options = ["callbacks=[none,early_stopping]", "callbacks.early_stopping.min_delta=100000"]
+    recorder, _ = run(tmp_path, *options, "trainer.max_epochs=50")
+    assert len(recorder.batches) - 1 < 50
+
+
+def test_accumulation_by_epoch(tmp_path: Path) -> None:
+    node = "{_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, "
+    recorder, _ = run(tmp_path, f"+callbacks.mine={node} scheduling: {{1: 4}}}}")
+    assert recorder.steps == 8 + 2
+
+
+def test_a_checkpoint_callback_names_its_steps(tmp_path: Path) -> None:
+    node = "{_target_: lightning.pytorch.callbacks.ModelCheckpoint, every_n_train_steps: 3, "
+    run(tmp_path, f"+callbacks.mine={node} save_top_k: -1, filename: 'at-{{step}}'}}")
+    files = sorted((tmp_path / "checkpoints").glob("at-*.ckpt"))
+    steps = {torch.load(f, weights_only=True)["global_step"]: f.name for f in files}
+    assert steps == {step: f"at-step={step}.ckpt" for step in (3, 6, 9, 12, 15)}
+
+
+def test_the_finders_find(tmp_path: Path) -> None:
+    recorder, _ = run(tmp_path / "lr", "callbacks=[none,lr_finder]", "scheduler=none")
+    assert recorder.rates[-1] != 1e-3
+    recorder, _ = run(tmp_path / "batch", "callbacks=[none,batch_size_finder]")
+    assert recorder.batches[-1] < 8
+
+
+def test_the_learning_rate_is_logged(tmp_path: Path) -> None:
+    overrides = ["callbacks=[none,lr_monitor]", "logger=csv"]
+    run(tmp_path, *overrides, "callbacks.lr_monitor.logging_interval=epoch")
+    text = (tmp_path / "csv" / "metrics.csv").read_text()
+    assert "lr-Adam" in text.splitlines()[0]
+
+
+# --- many steps per call --------------------------------------------------------------------------
+
+
+def test_blocks_give_the_same_floats(
+    tmp_path: Path, plain: tuple[Recorder, dict[str, float]]
+) -> None:
+    recorder, metrics = run(tmp_path, "learning=blocks", "learning.batches_per_block=3")
+    assert recorder.batches[1:] == [3, 3]
+    assert recorder.steps == 16
+    assert timeless(metrics) == timeless(plain[1])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.gradient_clip_val=1",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.limit_train_batches=3",
+        "trainer.max_steps=5",
+        "callbacks=[none,ema]",
+    ],
+)
+def test_blocks_refuse_what_needs_single_batches(tmp_path: Path, override: str) -> None:
+    with pytest.raises(UserError, match="learning=blocks") as refused:
+        run(tmp_path, "learning=blocks", override)
+    assert override.split("=")[0].split(".")[0] in str(refused.value)
+
+
+# --- in Python ------------------------------------------------------------------------------------
+
+
+def test_any_trainer_fits_any_loader_of_images() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(64, 1, 28, 28)
+    trainer = L.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = vae.LitVAE(
+        vae.VAE(vae.Encoder(4), vae.Decoder(4), latent_dim=4, sigma=0.5), scheduler=None
+    )
+    bare = DataLoader(images, batch_size=16)  # type: ignore[arg-type]
+    labelled = DataLoader(TensorDataset(images, torch.arange(64)), batch_size=16)
+    before = trainer.validate(module, bare, verbose=False)[0]["val/elbo"]
+    trainer.fit(module, labelled, bare)
+    assert trainer.validate(module, labelled, verbose=False)[0]["val/elbo"] > before
+    assert trainer.test(module, bare, verbose=False)[0]["test/elbo"] > before
+    parts = trainer.predict(module, bare)
+    assert torch.cat([p["reconstruction"] for p in parts]).shape == images.shape  # type: ignore
+    with torch.no_grad():
+        assert torch.equal(parts[0]["reconstruction"], module(images[:16]))  # type: ignore
+
+
+def test_a_checkpoint_loads_by_itself(tmp_path: Path) -> None:
+    run(tmp_path, "model=deep", "scheduler=cosine")
+    module = vae.LitVAE.load_from_checkpoint(tmp_path / BEST, weights_only=True)
+    assert module.hparams["model"]["encoder"]["hidden"] == [512, 256]
+    opened = vae.load_run(tmp_path).model
+    z = torch.randn(5, 2)
+    with torch.no_grad():
+        assert torch.equal(module.model.mean_image(z), opened.mean_image(z))
+
+
+def test_a_checkpoint_of_foreign_classes_builds_nothing(tmp_path: Path) -> None:
+    run(tmp_path)
+    checkpoint = torch.load(tmp_path / BEST, weights_only=True)
+    checkpoint["hyper_parameters"]["model"]["_target_"] = "os.system"
+    torch.save(checkpoint, tmp_path / BEST)
+    with pytest.raises(UserError, match=r"os\.system is refused"):
+        vae.LitVAE.load_from_checkpoint(tmp_path / BEST, weights_only=True)
