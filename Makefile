@@ -6,8 +6,8 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint co
 ARGS ?=
 EXTRAS ?= dev,joblib,submitit,optuna
 SEEDS ?= 1
-# What `make lab` measures of each run beyond its ELBO: the quality of its samples, within half a minute.
-QUICK ?= iwae.images=100 iwae.K=[1,100] chain.steps=100 samples.n=2000
+# How `make lab` judges each run: within half a minute, samples included.
+EVALUATE ?= +preset=quick
 
 .DEFAULT_GOAL := help
 .PHONY: help install lab train evaluate compare networks sweep tensorboard bench \
@@ -28,9 +28,9 @@ lab: $(VENV)/installed ## the main job: train baseline and deep on MNIST and com
 	for seed in $$(seq 0 $$(($(SEEDS) - 1))); do for model in baseline deep; do \
 		run=outputs/$$stamp-$$model; [ $$seed = 0 ] || run=$$run-seed$$seed; \
 		$(RUN) -m vae.train model=$$model seed=$$seed hydra.run.dir=$$run $(ARGS); \
-		$(RUN) -m vae.evaluate run=$$run $(QUICK); \
 		runs=$$runs,$$run; \
 	done; done; \
+	$(RUN) -m vae.evaluate "runs=[$${runs#,}]" $(EVALUATE); \
 	$(RUN) -m vae.compare "runs=[$${runs#,}]" out=outputs/$$stamp-compare; \
 	echo "'make tensorboard' shows the runs on the dashboard."
 

@@ -37,7 +37,7 @@ def make(target: str, cwd: Path, *arguments: str) -> "subprocess.CompletedProces
 @pytest.mark.slow
 def test_lab_with_two_seeds_leaves_four_judged_runs_and_one_page(clone: Path):
     short = "ARGS=data=digits trainer.max_epochs=1 trainer.accelerator=cpu callbacks=none"
-    quick = "QUICK=iwae.images=0 chain.chains=0 samples.n=100"
+    quick = "EVALUATE=iwae.images=0 chain.chains=0 samples.n=100 gap.images=0 ppc.images=0"
     done = make("lab", clone, "SEEDS=2", short, quick)
     assert done.returncode == 0, done.stderr
     names = {path.name.split("-", 3)[-1]: path for path in clone.glob("outputs/*-*-*/*-*-*-*")}
