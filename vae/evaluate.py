@@ -9,10 +9,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from vae import config_folder
 from vae.runs.errors import RunError, UserError, report_errors
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=config_folder(), config_name="evaluate")
 @report_errors
 def main(config: DictConfig) -> None:
     evaluate(config)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from vae.data.batches import Batch, ImageBatches, IndexBatches, PixelTransform, as_images
 from vae.data.sources import SOURCES, fetch, read_idx, wrong_files
-from vae.runs.errors import RunError
+from vae.runs.errors import RunError, UserError
 from vae.theory.ppca import Spectrum
 
 SPLITS = ("train", "val", "test")
@@ -62,9 +62,13 @@ class ImageDataModule(L.LightningDataModule):
 
     def check_sizes(self) -> None:
         """Raise ValueError for a name or sizes that cannot be served."""
-        if self.source_name not in SOURCES:
+        if self.source_name in SOURCES:
+            self.check_sizes_for(SOURCES[self.source_name].train_images)
+        elif type(self).read is ImageDataModule.read:  # one's own class reads what it likes
             raise ValueError(f"data.name={self.source_name} must be {' | '.join(SOURCES)}")
-        count = SOURCES[self.source_name].train_images
+
+    def check_sizes_for(self, count: int) -> None:
+        """Raise ValueError where `count` training images are too few for the sizes asked for."""
         if count <= self.val_size:
             raise ValueError(f"data.val_size={self.val_size} leaves none of {count} images")
         if self.batch_size > count - self.val_size:
@@ -78,8 +82,8 @@ class ImageDataModule(L.LightningDataModule):
 
     def is_prepared(self) -> bool:
         """Whether the files are in `root` and whole, so that nothing is to be fetched."""
-        source = SOURCES[self.source_name]
-        return not wrong_files(source, self.root / source.folder / "raw")
+        source = SOURCES.get(self.source_name)  # None for a class that reads its own images
+        return source is None or not wrong_files(source, self.root / source.folder / "raw")
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Pixels uint8 [N, C, H, W] and labels uint8 [N] of the training or the test file."""
@@ -90,6 +94,10 @@ class ImageDataModule(L.LightningDataModule):
         if "train" not in self.index:
             self._load(("train", "val"), train=True)
             count = len(self.labels["train"])
+            try:
+                self.check_sizes_for(count)
+            except ValueError as error:
+                raise UserError(str(error)) from error
             order = torch.randperm(count, generator=torch.Generator().manual_seed(self.val_seed))
             self.index["val"] = order[: self.val_size].sort().values
             self.index["train"] = order[self.val_size :].sort().values
