@@ -32,10 +32,10 @@ with torch.no_grad():
 samples = model.sample(64)  # [64, 1, 28, 28]
 print(f"posterior means {tuple(posterior.mean.shape)}, samples {tuple(samples.shape)}")
 
-# %% Which latents carry something, and what the closed form says for a linear pair
-pair = affine_weights(model)
+# %% Which latents carry something, and what the closed form says for a linear VAE
+weights = affine_weights(model)
 used = latent_statistics(model, [images])
-oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim) if pair else None
+oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim) if weights else None
 collapse = collapse_figure(used.kl, f"{model.name}: KL per latent", len(images), oracle)
 collapse.savefig(out / "collapse.png")
 print(f"{len(used.active)} of {model.latent_dim} latents in use, most used first: {used.active}")
@@ -51,12 +51,12 @@ vae.interpolation_figure(model, images[:6], images[6:12]).savefig(out / "interpo
 
 # %% The encoder against the exact posterior, which a linear decoder f(z) = W z + b has in closed
 # form
-if pair is not None:
+if weights is not None:
     precision = (
-        torch.eye(model.latent_dim, dtype=torch.float64) + pair.W.T @ pair.W / model.sigma**2
+        torch.eye(model.latent_dim, dtype=torch.float64) + weights.W.T @ weights.W / model.sigma**2
     )
     exact_mean = (
-        (images.flatten(1).double() - pair.b) @ pair.W @ precision.inverse() / model.sigma**2
+        (images.flatten(1).double() - weights.b) @ weights.W @ precision.inverse() / model.sigma**2
     )
     exact = torch.distributions.MultivariateNormal(exact_mean, precision_matrix=precision)
     q = torch.distributions.MultivariateNormal(

@@ -56,7 +56,7 @@ def build_model(*overrides: str, seed: int = 0) -> VAE:
 
 
 def set_linear(model: VAE, weights: dict[str, torch.Tensor]) -> VAE:
-    """The linear pair with the weights of `PPCA.weights()`, its log sd constant, in float64."""
+    """The linear VAE with the weights of `PPCA.weights()`, its log sd constant, in float64."""
     model = model.double()
     m = model.latent_dim
     scores, pixels = model.encoder.layers[0], model.decoder.layers[0]

@@ -178,8 +178,8 @@ def test_what_the_page_adds_runs_as_it_stands(extended: Path, monkeypatch: pytes
         quick = ["iwae.images=0", "chain.chains=0", "samples.n=0", "allow=[residual]"]
         found = evaluate(compose("evaluate", [f"run={runs['residual']}", *quick]))
         assert found["test/elbo"] == pytest.approx(run.metrics["test/elbo"], abs=1e-3)
-        pair = f"runs=[{runs['residual']},{runs['laplace']}]"
-        page = compare(compose("compare", [pair, "allow=[residual,laplace]", "out=page"]))
+        both = f"runs=[{runs['residual']},{runs['laplace']}]"
+        page = compare(compose("compare", [both, "allow=[residual,laplace]", "out=page"]))
     assert "Laplace" in page.read_text()
     history = read_history(runs["smooth"])
     assert history[-1]["val/elbo"] > history[0]["val/elbo"]

@@ -29,7 +29,7 @@ def settings(*overrides: str) -> DictConfig:
 
 
 def a_run(folder: Path, name: str, *overrides: str) -> Path:
-    """A run folder of this pair, untrained."""
+    """A run folder of this model, untrained."""
     config = train_settings(f"model={name}", "model.latent_dim=6", *overrides)
     (folder / ".hydra").mkdir(parents=True)
     (folder / "checkpoints").mkdir()

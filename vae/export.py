@@ -1,5 +1,7 @@
-"""A pair for use without this project: python -m vae.export run=<run folder> [out=<folder>]
-[format=torch|onnx]"""
+"""Encoder and decoder for use without this project:
+
+python -m vae.export run=<run folder> [out=<folder>] [format=torch|onnx]
+"""
 
 import os
 import tempfile

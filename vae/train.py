@@ -50,7 +50,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     from vae.theory.ppca import best_linear
     from vae.training.devices import lightning_refusals
     from vae.training.keep import keep_average, load_kept
-    from vae.training.loggers import opened
+    from vae.training.loggers import logger_context
     from vae.training.progress import silence_lightning
 
     silence_lightning()
@@ -66,7 +66,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     module.oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim)
 
     # 3. Training.
-    with files.folder_lock(folder), signals, opened(trainer.logger), lightning_refusals():
+    with files.folder_lock(folder), signals, logger_context(trainer.logger), lightning_refusals():
         if first and not trainer.fast_dev_run:
             for partial in folder.glob("checkpoints/.*.partial"):  # of a process that was killed
                 partial.unlink()

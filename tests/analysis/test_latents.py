@@ -114,10 +114,10 @@ def test_the_tour_of_a_short_run(short_run, monkeypatch, capsys):
     assert seen["interpolations"].shape == (6, 11, 1, 28, 28)
     # log p(x) from the full covariance, and the ELBO of a linear pair: the gap is what the tour
     # says
-    pair, flat = seen["pair"], x.flatten(1).double()
-    law = pair.W @ pair.W.T + model.sigma**2 * torch.eye(784, dtype=torch.float64)
-    log_p = torch.distributions.MultivariateNormal(pair.b, law).log_prob(flat).mean().item()
+    weights, flat = seen["weights"], x.flatten(1).double()
+    law = weights.W @ weights.W.T + model.sigma**2 * torch.eye(784, dtype=torch.float64)
+    log_p = torch.distributions.MultivariateNormal(weights.b, law).log_prob(flat).mean().item()
     q = seen["posterior"]
-    spread = (q.variance.double() @ pair.W.square().sum(0)).mean().item() / (2 * model.sigma**2)
+    spread = (q.variance.double() @ weights.W.square().sum(0)).mean().item() / (2 * model.sigma**2)
     elbo = (model.log_likelihood(x, q.mean) - kl_to_prior(q).sum(1)).mean().item() - spread
     assert seen["gap"].mean().item() == pytest.approx(log_p - elbo, abs=0.01)

@@ -1,4 +1,4 @@
-"""The convolutional pair: its shapes and size, that it learns, and that all the rest of the project
+"""The convolutional VAE: its shapes and size, that it learns, and that all the rest of the project
 works with it."""
 
 import pytest

@@ -109,7 +109,7 @@ def test_a_learned_sigma_has_the_same_gradient_either_way():
 
 def test_training_learns_sigma_with_the_networks(tmp_path):
     """From far above, towards the closed form, and the ELBO stays below that of the best linear
-    pair."""
+    VAE."""
     quiet = ["callbacks=none", "logger=none", "trainer.accelerator=cpu"]
     options = [
         "likelihood=learned_sigma",

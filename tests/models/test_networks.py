@@ -1,4 +1,4 @@
-"""The pair: sizes, bounds, precision, sampling."""
+"""Encoder and decoder: sizes, bounds, precision, sampling."""
 
 import pytest
 import torch
@@ -65,17 +65,20 @@ def test_sample_and_reconstruct():
 
 def test_linear_pair_gives_the_maps():
     model = build_model("model.latent_dim=3")
-    pair = affine_weights(model)
+    weights = affine_weights(model)
     x, z = torch.rand(4, 1, 28, 28), torch.randn(4, 3)
     mean, log_sd = model.encoder(x)
     torch.testing.assert_close(
-        mean.double(), x.flatten(1).double() @ pair.V.T + pair.c, rtol=0, atol=1e-5
+        mean.double(), x.flatten(1).double() @ weights.V.T + weights.c, rtol=0, atol=1e-5
     )
     torch.testing.assert_close(
-        log_sd.double(), x.flatten(1).double() @ pair.S.T + pair.t, rtol=0, atol=1e-5
+        log_sd.double(), x.flatten(1).double() @ weights.S.T + weights.t, rtol=0, atol=1e-5
     )
     torch.testing.assert_close(
-        model.mean_image(z).flatten(1).double(), z.double() @ pair.W.T + pair.b, rtol=0, atol=1e-5
+        model.mean_image(z).flatten(1).double(),
+        z.double() @ weights.W.T + weights.b,
+        rtol=0,
+        atol=1e-5,
     )
     assert affine_weights(build_model("model=deep")) is None
     assert affine_weights(build_model("model.decoder.output=sigmoid")) is None

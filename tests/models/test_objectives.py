@@ -105,8 +105,8 @@ def test_every_combination_composes_and_trains_a_step(
         ]
         build = Builder(settings(*chosen, f"data={next(sets)}", "model.latent_dim=3"))
         build.seed()
-        pair, minimised, data = build("model"), build("objective"), build("data")
-        build.problems += incompatibilities(pair, data)
+        model, minimised, data = build("model"), build("objective"), build("data")
+        build.problems += incompatibilities(model, data)
         if likelihood == "bernoulli" and pixels != "binarised":
             with pytest.raises(UserError, match=f"data.pixels={pixels}"):
                 build.finish(tmp_path)
@@ -114,12 +114,12 @@ def test_every_combination_composes_and_trains_a_step(
         build.finish(tmp_path)
         raw = digits.split_pixels("train", 32)
         x = as_images(raw, pixels, None if pixels == "grey" else torch.rand(raw.shape))
-        optimizer = build("optimizer")(pair.parameters())
+        optimizer = build("optimizer")(model.parameters())
         noise = torch.randn(minimised.samples, 32, 3)
         values = []
         for step in (4300, 4301, 4302):
             optimizer.zero_grad()
-            value, terms = minimised(pair, x, noise, step)
+            value, terms = minimised(model, x, noise, step)
             values.append(value.mean().item())
             value.mean().backward()
             optimizer.step()

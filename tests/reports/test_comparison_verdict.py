@@ -53,7 +53,7 @@ def test_elbo_within_its_error_is_no_difference(baseline: Training, deep: Traini
 
 
 def test_trainings_that_scatter_make_no_difference(baseline: Training) -> None:
-    """The same pair of means: claimed where trainings agree, not where they scatter."""
+    """The same two means: claimed where trainings agree, not where they scatter."""
 
     def text(*spread: float) -> str:
         a, b = (

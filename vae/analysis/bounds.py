@@ -42,11 +42,11 @@ class ControlVariate(NamedTuple):
 def control_variate(elbo: Tensor, *levels: tuple[Tensor, Tensor]) -> ControlVariate:
     """Mean over N images of an estimate known for some, with cheaper estimates as control variates.
 
-    mean(elbo) + Σ_l mean(fine_l − coarse_l): `elbo` [N] is of all images, each level a pair (coarse
-    [n_l], fine [n_l]) of the first n_l images of one random order, N ≥ n_1 ≥ n_2 …, where `coarse`
-    estimates what the level before does: the ELBO at first (Owen 2013, Monte Carlo theory, methods
-    and examples, section 8.9; Giles 2008 for several levels). Two means over nested subsets have
-    the covariance of one image's values over the larger subset's size.
+    mean(elbo) + Σ_l mean(fine_l − coarse_l): `elbo` [N] is of all images, each level two tensors
+    (coarse [n_l], fine [n_l]) of the first n_l images of one random order, N ≥ n_1 ≥ n_2 …, where
+    `coarse` estimates what the level before does: the ELBO at first (Owen 2013, Monte Carlo theory,
+    methods and examples, section 8.9; Giles 2008 for several levels). Two means over nested subsets
+    have the covariance of one image's values over the larger subset's size.
     """
     whole = elbo.cpu().double()
     some = levels[0][0].cpu().double()  # ELBO in the order of the subsets, maybe of other noise

@@ -47,7 +47,7 @@ class Gaussian(Likelihood):
     """N(output, sigma² I), sigma in units of pixel intensity.
 
     With `learned` it starts at sigma and is trained with the networks (Rybkin et al. 2021,
-    arXiv:2006.13202); the best linear pair then has sigma² = the mean of the discarded eigenvalues
+    arXiv:2006.13202); the best linear VAE then has sigma² = the mean of the discarded eigenvalues
     (Tipping & Bishop 1999, eq. 8). Raises ValueError unless sigma > 0.
     """
 

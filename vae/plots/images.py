@@ -39,7 +39,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 def chart(
     title: str, x: str, y: str, width: float = 4.7, height: float = 3.2
 ) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes, their labels and a light grid."""
+    """A figure with one set of axes, their labels and a light grid."""
     figure = new_figure(width, height, title)
     axes = figure.subplots()
     top = 1 - (0.36 if title else 0.08) / height

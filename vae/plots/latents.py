@@ -53,7 +53,7 @@ def interpolation_figure(model: VAE, a: Tensor, b: Tensor, steps: int = 9) -> Fi
     ]
     title = f"{model.name}: from the posterior mean of a to that of b"
     figure = new_figure(1.3 + 0.62 * len(shares), 1.1 + 0.62 * len(a), title)
-    show_grid(figure, images, [f"pair {i + 1}" for i in range(len(a))], shares, "share of b")
+    show_grid(figure, images, [f"images {i + 1}" for i in range(len(a))], shares, "share of b")
     return figure
 
 

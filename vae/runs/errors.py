@@ -1,5 +1,4 @@
-"""What goes wrong is told in one line: exit code 2 for what the user got wrong, 1 for what the
-machine did."""
+"""Errors as one line: exit code 2 for invalid settings or input, 1 for a failure of the machine."""
 
 import functools
 import sys

@@ -1,8 +1,8 @@
-"""The pair as two files that run without this project: encoder (images → mean, sd) and decoder
-(latents → image).
+"""Encoder and decoder as two files that run without this project.
 
-As PyTorch's own .pt2, to be opened by torch.export.load, or as .onnx; both take batches of any
-size, on the CPU.
+The encoder takes images and gives mean and sd, the decoder takes latents and gives images. As
+PyTorch's own .pt2, to be loaded by torch.export.load, or as .onnx; both take batches of any size,
+on the CPU.
 """
 
 import copy

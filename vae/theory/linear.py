@@ -18,8 +18,7 @@ from vae.models.vae import VAE
 
 
 class AffineWeights(NamedTuple):
-    """Weights of a pair without hidden layers: mean(x) = V x + c, log sd(x) = S x + t, f(z) = W z +
-    b."""
+    """A linear VAE: mean(x) = V x + c, log sd(x) = S x + t, f(z) = W z + b."""
 
     V: Tensor  # [m, D]
     c: Tensor  # [m]
@@ -32,7 +31,7 @@ class AffineWeights(NamedTuple):
 
 def affine_weights(model: VAE) -> AffineWeights | None:
     """The weights of a Gaussian VAE whose encoder mean and decoder are affine, in float64; None for
-    any other pair."""
+    any other model."""
     encoder, decoder = model.encoder, model.decoder
     if not (
         isinstance(encoder, Encoder)
@@ -85,8 +84,8 @@ def lyapunov(A: Tensor, Q: Tensor) -> Tensor:
     return covariance
 
 
-def stationary_law(model: VAE, pair: AffineWeights) -> MultivariateNormal | None:
-    """Mean and covariance of the limit of a linear pair's chain; None where there is no limit.
+def stationary_law(model: VAE, weights: AffineWeights) -> MultivariateNormal | None:
+    """Mean and covariance of the limit of a linear VAE's chain; None where there is no limit.
 
     z_{t+1} = A z_t + a + noise with A = V W, a = V b + c and noise covariance sigma² V Vᵀ + E
     diag(sd(x)²), so the mean is (I − A)⁻¹ a and the covariance solves the discrete Lyapunov
@@ -94,7 +93,7 @@ def stationary_law(model: VAE, pair: AffineWeights) -> MultivariateNormal | None
     the law itself, found by fixed-point iteration; this is exact for a constant sd and close
     otherwise.
     """
-    V, c, S, t, W, b, sigma = pair
+    V, c, S, t, W, b, sigma = weights
     s2, A = sigma**2, V @ W
     if not torch.isfinite(A).all() or torch.linalg.eigvals(A).abs().max() >= 1:
         return None
@@ -121,18 +120,20 @@ def stationary_law(model: VAE, pair: AffineWeights) -> MultivariateNormal | None
     return None
 
 
-def linear_log_likelihood(pair: AffineWeights, images: Tensor) -> Tensor:
+def linear_log_likelihood(weights: AffineWeights, images: Tensor) -> Tensor:
     """Exact log N(x; b, W Wᵀ + sigma² I) of each image [B, …], float64 [B] on the CPU.
 
     Woodbury's identity needs only M = sigma² I + WᵀW, [m, m] (Tipping & Bishop 1999, section 3).
     """
-    residual = images.flatten(1).cpu().double() - pair.b  # [B, D]
-    (D, m), sigma = pair.W.shape, pair.sigma
+    residual = images.flatten(1).cpu().double() - weights.b  # [B, D]
+    (D, m), sigma = weights.W.shape, weights.sigma
     cholesky = torch.linalg.cholesky(
-        sigma**2 * torch.eye(m, dtype=torch.float64) + pair.W.T @ pair.W
+        sigma**2 * torch.eye(m, dtype=torch.float64) + weights.W.T @ weights.W
     )
     explained = (
-        torch.linalg.solve_triangular(cholesky, (residual @ pair.W).T, upper=False).square().sum(0)
+        torch.linalg.solve_triangular(cholesky, (residual @ weights.W).T, upper=False)
+        .square()
+        .sum(0)
     )
     log_det = (D - m) * math.log(sigma**2) + 2 * cholesky.diagonal().log().sum()
     return -0.5 * (
@@ -141,9 +142,8 @@ def linear_log_likelihood(pair: AffineWeights, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def linear_elbo(model: VAE, pair: AffineWeights, images: Tensor) -> Tensor:
-    """The ELBO of a linear pair with the expectation over q(z|x) done exactly, float64 [B] on the
-    CPU.
+def linear_elbo(model: VAE, weights: AffineWeights, images: Tensor) -> Tensor:
+    """ELBO of a linear VAE with the expectation over q(z|x) done exactly, float64 [B] on the CPU.
 
     E_q‖x − W z − b‖² = ‖x − W mean − b‖² + Σ_i sd_i² ‖w_i‖²; log p(x) less this is KL(q‖posterior)
     ≥ 0.
@@ -151,6 +151,6 @@ def linear_elbo(model: VAE, pair: AffineWeights, images: Tensor) -> Tensor:
     q = model.encode(images)
     mean, variance = q.loc.cpu().double(), q.scale.cpu().double().square()
     x = images.flatten(1).cpu().double()
-    at_mean = gaussian_log_likelihood(x, mean @ pair.W.T + pair.b, pair.sigma)
+    at_mean = gaussian_log_likelihood(x, mean @ weights.W.T + weights.b, weights.sigma)
     kl = 0.5 * (mean.square() + variance - 1 - variance.log()).sum(1)
-    return at_mean - (variance @ pair.W.square().sum(0)) / (2 * pair.sigma**2) - kl
+    return at_mean - (variance @ weights.W.square().sum(0)) / (2 * weights.sigma**2) - kl

@@ -91,7 +91,7 @@ def arguments(node: Mapping[str, Any], folder: Path, resume: Path | None) -> dic
 # --- in a run ---------------------------------------------------------------------------------
 
 
-def opened(logger: Any) -> contextlib.AbstractContextManager[Any]:
+def logger_context(logger: Any) -> contextlib.AbstractContextManager[Any]:
     """A run's logger as a context; in a fast_dev_run Lightning has put a dummy into its place."""
     return logger if isinstance(logger, FaultTolerantLogger) else contextlib.nullcontext()
 

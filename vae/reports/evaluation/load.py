@@ -117,7 +117,7 @@ def run_problems(folder: Path, settings: Settings, writes: bool) -> list[str]:
 
 
 def unlike(folders: list[Path], against: Path, settings: Settings) -> list[str]:
-    """Runs on other data than `against`: they have no images in common to pair."""
+    """Runs on other data than `against`: they have no images in common."""
     other = images_of(open_run(against, settings))
     return [
         f"against={against} was trained on {other}, run={folder} on {seen}"
