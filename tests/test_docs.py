@@ -1,17 +1,21 @@
 """What the documents show: commands compose, code runs, links lead somewhere, tables are
 complete."""
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, timeless_metrics
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vae.training.history import read_history
 
@@ -183,3 +187,74 @@ def test_what_the_page_adds_runs_as_it_stands(extended: Path, monkeypatch: pytes
     assert "Laplace" in page.read_text()
     history = read_history(runs["smooth"])
     assert history[-1]["val/elbo"] > history[0]["val/elbo"]
+
+
+@pytest.mark.slow
+def test_the_learning_step_resumes_sweeps_and_is_judged(
+    extended: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What the page promises of a learning step of one's own."""
+    from vae.compare import compare
+    from vae.evaluate import evaluate
+    from vae.train import train
+
+    monkeypatch.chdir(extended)
+    monkeypatch.syspath_prepend(extended)
+
+    def config(command: str, *overrides: str) -> DictConfig:
+        with initialize_config_dir(str(extended / "conf"), version_base="1.3"):
+            return compose(command, [*overrides])
+
+    # Resumed after two of four epochs it ends as the run that was left alone, bit for bit.
+    plain = ["learning=smooth", "data=digits", "callbacks=none", "scheduler=none"]
+    cpu = [*plain, "trainer.accelerator=cpu"]
+    for folder, lengths in (("whole", [4]), ("resumed", [2, 4])):
+        for epochs in lengths:
+            settings = config("train", *cpu, f"trainer.max_epochs={epochs}")
+            (Path(folder) / ".hydra").mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(settings, Path(folder) / ".hydra" / "config.yaml")
+            train(settings, Path(folder))
+    assert timeless_metrics(Path("whole")) == timeless_metrics(Path("resumed"))
+
+    # A sweep over the new setting has a row for each of its values.
+    sweep = [*cpu, "trainer.max_epochs=20", "learning.penalty=0,100", "hydra.sweep.dir=swept"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vae.train", "-m", "--config-dir=conf", *sweep],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(extended)])},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    runs = {
+        float(OmegaConf.load(path).learning.penalty): path.parents[1]
+        for path in Path("swept").glob("*/.hydra/config.yaml")
+    }
+    assert {*runs} == {0.0, 100.0}
+    rows = [line for line in done.stdout.splitlines() if "penalty" in line]
+    assert rows, done.stdout
+
+    # The penalty does what it is for, and evaluation and page know such runs.
+    slopes = {penalty: slope_under_prior(vae_model(run)) for penalty, run in runs.items()}
+    assert slopes[100.0] < 0.8 * slopes[0.0]
+    quick = ["iwae.images=0", "chain.chains=0", "samples.n=0", "gap.images=0", "ppc.images=0"]
+    for run in runs.values():
+        found = evaluate(config("evaluate", f"run={run}", *quick))
+        assert found["test/elbo"] == pytest.approx(timeless_metrics(run)["test/elbo"], abs=1e-3)
+    both = ",".join(str(run) for run in runs.values())
+    assert "penalty" in compare(config("compare", f"runs=[{both}]", "out=both")).read_text()
+
+
+def vae_model(folder: Path):
+    import vae
+
+    return vae.load_run(folder).model
+
+
+def slope_under_prior(model) -> float:
+    """E‖∂f/∂z‖² by finite differences at 256 samples of the prior."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(256, model.latent_dim, generator=generator)
+    step = 1e-2 * torch.randn(z.shape, generator=generator)
+    change = model.mean_image(z + step) - model.mean_image(z)
+    return (change.square().sum() / 256 / 1e-4).item()

@@ -19,7 +19,7 @@ from vae.runs.errors import RunError, UserError
 from vae.runs.folder import BEST, load_run
 from vae.runs.portable import ONNX
 
-MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+MODELS = ("baseline", "deep", "conv", "mlp")
 without_onnx = [name for name in ONNX if importlib.util.find_spec(name) is None]
 
 

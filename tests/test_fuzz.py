@@ -200,6 +200,7 @@ def feed_to(work: Callable[[], Any], key: str, value: Any) -> bool:
     return bool(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_garbage_trains_or_is_told_in_a_line(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -274,6 +275,7 @@ def fed(plain: dict[str, Any], keys: list[str], share: float, work: Callable[[An
     return inputs
 
 
+@pytest.mark.slow
 def test_garbage_is_evaluated_or_told_in_a_line(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -58,6 +58,7 @@ def test_lab_stops_where_a_training_fails(clone: Path):
     assert "compare" not in done.stdout
 
 
+@pytest.mark.slow
 def test_make_test_leaves_out_the_slow_ones_and_takes_arguments(clone: Path):
     arguments = "ARGS=tests/models/test_elbo.py tests/test_wheel.py --collect-only -n0"
     done = make("test", clone, arguments)

@@ -42,6 +42,7 @@ def serial(tmp_path_factory):
     return folder, run_vae("train", "-m", *SHORT, *what, memory, f"hydra.sweep.dir={folder}")
 
 
+@pytest.mark.slow
 def test_failures_are_told_and_do_not_stop_the_others(serial):
     folder, done = serial
     assert done.returncode == 2, done.stderr
@@ -56,6 +57,7 @@ def test_failures_are_told_and_do_not_stop_the_others(serial):
         assert f"failed: {summary.name(run)}: {problem}" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_summary_of_a_real_sweep(serial):
     folder, _ = serial
     content = json.loads((folder / "summary.json").read_text())
@@ -86,6 +88,7 @@ def test_the_summary_of_a_real_sweep(serial):
     ]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_from_job_to_job(serial):
     if not Path("/proc/self/statm").exists():
         pytest.skip("resident memory is read from /proc")
@@ -94,6 +97,7 @@ def test_memory_does_not_grow_from_job_to_job(serial):
     assert resident[-1] < 1.06 * resident[2], resident  # 1.08 where a job leaves its model behind
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_every_run_with_hyperparameters_and_final_timeless_metrics(serial):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -116,6 +120,7 @@ def test_tensorboard_shows_every_run_with_hyperparameters_and_final_timeless_met
         assert f"model.latent_dim={run.value('model.latent_dim')},model={run.model}" in run.folder
 
 
+@pytest.mark.slow
 def test_joblib_gives_the_same_figures_bit_for_bit(serial, tmp_path):
     if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         pytest.skip("hydra-joblib-launcher is not installed")
@@ -130,6 +135,7 @@ def test_joblib_gives_the_same_figures_bit_for_bit(serial, tmp_path):
         assert json.loads((found / "environment.json").read_text())["threads"] == 1
 
 
+@pytest.mark.slow
 def test_submitit_restarts_a_sweep(serial, tmp_path):
     """What is finished stays as it is, what was cut off goes on from its last checkpoint."""
     if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:

@@ -294,6 +294,7 @@ def test_resume_works_in_the_folder_and_keeps_its_settings():
     assert resumed(["model=deep"]) == ["model=deep"]
 
 
+@pytest.mark.slow
 def test_training_lifts_the_elbo_towards_the_oracle(tmp_path: Path, digits: ImageDataModule):
     """The whole path (loader, step, schedule, checkpoint) ends within 3 nats of the closed form,
     not above it."""

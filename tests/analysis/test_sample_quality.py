@@ -184,6 +184,7 @@ def test_classifier_repeats_and_is_kept(digits, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.mnist
 def test_classifier_reaches_99_percent_of_mnist():
     data = ImageDataModule("mnist", os.environ.get("VAE_DATA", "data"))

@@ -86,6 +86,7 @@ def test_importance_weights_lift_the_bound(batch):
     assert terms.log_likelihood.shape == (40,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_combination_composes_and_trains_a_step(
     objective: str, tmp_path, digits: ImageDataModule

@@ -225,6 +225,7 @@ def test_statistics_of_one_and_of_missing_values():
     assert statistics([{"a": 1.0}, {}]) == ({"a": None}, {"a": None}, {"a": None})
 
 
+@pytest.mark.slow
 def test_three_hundred_runs_are_summarised_in_fifteen_seconds(tmp_path):
     config = copy.deepcopy(composed("model=deep"))
     for m in range(1, 51):

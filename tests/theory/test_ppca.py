@@ -93,6 +93,7 @@ def test_no_other_weights_are_better(digits: ImageDataModule, spectrum: Spectrum
             assert elbo({**oracle.weights(), name: weight + step}) < best
 
 
+@pytest.mark.slow
 def test_training_reaches_the_oracle(digits: ImageDataModule, spectrum: Spectrum):
     """Plain gradient steps on the ELBO end within 0.5 nats of the optimum, never above it."""
     oracle = PPCA(spectrum, 4, 0.25)

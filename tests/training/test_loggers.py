@@ -310,6 +310,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_below_the_dashboard_does_not_end_the_run(small_disk: Path, tmp_path: Path):
     """The real thing, with its threads, in a process of its own: one line, exit code 0, everything
     else whole."""

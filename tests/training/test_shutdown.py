@@ -23,6 +23,7 @@ from vae.train import train
 from vae.training.module import LitVAE
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_if_left_alone():
     """A few kills of `make torture`: by the clock, while saving, by a signal."""
     command = [sys.executable, str(ROOT / "tests" / "torture.py"), "--kills", "6", "--seed", "3"]
@@ -153,6 +154,7 @@ def test_a_longer_run_goes_along_the_longer_schedule(
     assert rates == pytest.approx(short + long[2:], abs=1e-15)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_second_that_is_taken_gets_a_name_of_its_own(tmp_path: Path):
     started = datetime.now()
     seconds = [
@@ -174,6 +176,7 @@ def test_a_run_in_a_second_that_is_taken_gets_a_name_of_its_own(tmp_path: Path):
     assert (run / ".hydra" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_never_write_into_one_folder(tmp_path: Path):
     """A run at work is not resumed by another process, in one line; killed, it blocks nobody."""
     run = tmp_path / "run"

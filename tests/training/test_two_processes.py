@@ -4,6 +4,7 @@ import pytest
 from conftest import run_vae, settings, timeless_metrics
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """397 + 103 images in batches that leave the second process an empty one, in training and in
     validation."""

@@ -6,8 +6,9 @@ Fashion-MNIST, in under a minute of one CPU core.
 """
 
 import hashlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,24 @@ from torch.nn import functional as F
 
 
 class Classifier(nn.Module):
-    """Images [B, 1, 28, 28] in [0, 1] to logits [B, classes]; `features` gives the last hidden
-    layer, [B, 128]."""
+    """Images [B, C, H, W] in [0, 1] to logits [B, classes]; `features` gives the last hidden layer,
+    [B, 128]."""
 
     num_features = 128
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, image_shape: Sequence[int], classes: int = 10) -> None:
         super().__init__()
+        channels, height, width = image_shape
         self.body = nn.Sequential(
-            nn.Conv2d(1, 16, 5, stride=2, padding=2),  # [16, 14, 14]
+            nn.Conv2d(channels, 16, 5, stride=2, padding=2),  # [16, 14, 14] for images of 28 x 28
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, padding=1),
-            nn.MaxPool2d(2),  # [32, 7, 7]
+            nn.MaxPool2d(2, ceil_mode=True),  # [32, 7, 7]
             nn.ReLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),  # [64, 4, 4]
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(1024, self.num_features),
+            nn.Linear(64 * math.ceil(height / 8) * math.ceil(width / 8), self.num_features),
             nn.ReLU(),
         )
         self.head = nn.Linear(self.num_features, classes)
@@ -49,7 +51,7 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, rows: int = 1000) -> Tensor:
-    """`network` over images [N, 1, 28, 28], uint8 in 0…255 or floating point in [0, 1], `rows` at a
+    """`network` over images [N, C, H, W], uint8 in 0…255 or floating point in [0, 1], `rows` at a
     time."""
     return torch.cat(
         [
@@ -60,7 +62,7 @@ def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, rows: int = 
 
 
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
-    """Share of images [N, 1, 28, 28] that get their label [N]."""
+    """Share of images [N, C, H, W] that get their label [N]."""
     return (in_batches(classifier, images).argmax(1).cpu() == labels.cpu()).double().mean().item()
 
 
@@ -71,12 +73,13 @@ def train_classifier(
     seed: int = 0,
     progress: Callable[[Any], Any] = iter,
 ) -> Classifier:
-    """Train on images uint8 [N, 1, 28, 28] and labels [N], on their device, with random shifts of
+    """Train on images uint8 [N, C, H, W] and labels [N], on their device, with random shifts of
     up to 2 pixels."""
     device, batch_size = images.device, 128
+    _, _, height, width = images.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = Classifier(max(10, int(labels.max()) + 1)).to(device)
+        classifier = Classifier(images.shape[1:], max(10, int(labels.max()) + 1)).to(device)
     generator = torch.Generator().manual_seed(seed)
     padded = F.pad(images, (2, 2, 2, 2))
     labels = labels.long().to(device)
@@ -86,7 +89,7 @@ def train_classifier(
     for _ in progress(range(epochs)):
         for index in torch.randperm(len(images), generator=generator).to(device).split(batch_size):
             top, left = torch.randint(0, 5, (2,), generator=generator).tolist()  # one shift a batch
-            x = padded[index, :, top : top + 28, left : left + 28].float() / 255
+            x = padded[index, :, top : top + height, left : left + width].float() / 255
             loss = F.cross_entropy(classifier(x), labels[index])
             optimizer.zero_grad()
             loss.backward()
@@ -104,19 +107,17 @@ def cached_classifier(
     progress: Callable[[Any], Any] = iter,
 ) -> Classifier:
     """The classifier of these images from `folder`, or trained and kept there; a damaged file is
-    trained anew."""
-    content = hashlib.sha256(repr((Classifier(), epochs, seed)).encode())
+    trained again."""
+    content = hashlib.sha256(repr((Classifier(images.shape[1:]), epochs, seed)).encode())
     content.update(images.cpu().numpy().tobytes())
     content.update(labels.cpu().numpy().tobytes())
     path = folder / f"classifier-{content.hexdigest()[:16]}.pt"
     try:
         state = torch.load(path, map_location=images.device, weights_only=True)
-        classifier = Classifier(len(state["head.bias"])).to(images.device)
+        classifier = Classifier(images.shape[1:], len(state["head.bias"])).to(images.device)
         classifier.load_state_dict(state)
         return classifier.eval().requires_grad_(False)
-    except (
-        Exception
-    ):  # not there, half-written or of another version: nothing is lost by training it again
+    except Exception:  # not there, half-written or of another version: train it again
         classifier = train_classifier(images, labels, epochs, seed, progress)
     with suppress(OSError, RuntimeError):  # not kept, the next evaluation trains it again
         folder.mkdir(parents=True, exist_ok=True)
