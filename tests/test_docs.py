@@ -218,6 +218,7 @@ def test_the_learning_step_resumes_sweeps_and_is_judged(
 
     # A sweep over the new setting has a row for each of its values.
     sweep = [*cpu, "trainer.max_epochs=20", "learning.penalty=0,100", "hydra.sweep.dir=swept"]
+    sweep += ["hydra.sweep.subdir=${hydra.job.num}"]
     done = subprocess.run(
         [sys.executable, "-m", "vae.train", "-m", "--config-dir=conf", *sweep],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(extended)])},
