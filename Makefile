@@ -50,7 +50,7 @@ sweep: $(VENV)/installed ## both models over six latent dimensions: make sweep A
 	$(RUN) -m vae.train --multirun model=baseline,deep model.latent_dim=2,4,8,16,32,64 $(ARGS)
 
 tensorboard: $(VENV)/installed ## the dashboard over all runs, on this machine only
-	$(VENV)/bin/tensorboard --logdir outputs --host 127.0.0.1
+	$(RUN) -m vae.dashboard --host 127.0.0.1 $(ARGS)
 
 bench: $(VENV)/installed ## how fast training is, against a hand-written loop and others
 	$(PIP) --editable '.[bench]'
