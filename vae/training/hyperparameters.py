@@ -7,6 +7,9 @@ from hydra.utils import get_object, instantiate
 
 from vae.runs.errors import UserError
 
+# a node with `_target_`, as Hydra instantiates it and checkpoints keep it
+Settings = dict[str, Any]
+
 TRUSTED = ("vae.models.", "vae.training.", "torch.nn.", "torch.optim.")
 
 

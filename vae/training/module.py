@@ -4,25 +4,20 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vae.data.batches import Batch, PixelTransform, as_batch, as_images
 from vae.models import ELBO, VAE
-from vae.runs.folder import CHECKPOINT_FORMAT
 from vae.theory.ppca import PPCA
-from vae.training.hyperparameters import from_settings, is_settings
+from vae.training.configured import ConfiguredModule
+from vae.training.hyperparameters import Settings, from_settings
 from vae.training.metrics import ELBOMetric, FixedNoise, TrainMetric
-from vae.training.schedules import Schedule, as_schedule, run_length
-
-Settings = dict[
-    str, Any
-]  # a node with `_target_`, as Hydra instantiates it and checkpoints keep it
+from vae.training.schedules import Schedule
 
 
-class LitVAE(L.LightningModule):
+class LitVAE(ConfiguredModule):
     """Trains `model` by `objective` on batches of images, float [B, C, H, W] in [0, 1].
 
     A loader may give the images alone, images with labels after them, or this project's Batch.
@@ -44,19 +39,10 @@ class LitVAE(L.LightningModule):
         compile: bool = False,
         eval_seed: int = 0,
     ) -> None:
-        super().__init__()
-        parts = {
-            "model": model,
-            "optimizer": optimizer,
-            "scheduler": scheduler,
-            "objective": objective,
-        }
-        self.save_hyperparameters(ignore=[*parts], logger=False)
-        self.hparams.update({name: part for name, part in parts.items() if is_settings(part)})
+        super().__init__(optimizer, scheduler)
+        self.save_parts(model=model, optimizer=optimizer, scheduler=scheduler, objective=objective)
         self.model: VAE = from_settings(model)
         self.objective = from_settings(objective) or ELBO()
-        self.optimizer = from_settings(optimizer) or partial(torch.optim.Adam, lr=1e-3)
-        self.schedule = as_schedule(scheduler)
         self.compute_loss = torch.compile(self.loss_terms) if compile else self.loss_terms
         self.fixed_noise = FixedNoise(self.model.latent_dim, eval_seed)
         self.train_metric = TrainMetric()
@@ -95,17 +81,6 @@ class LitVAE(L.LightningModule):
         """f(E[z|x]), the reconstruction of images [B, C, H, W] from their posterior means."""
         return self.model.mean_image(self.model.encode(x).mean)
 
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if self.schedule is None:
-            return optimizer
-        length = self.run_length(self.schedule.interval)
-        return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer, length)}
-
-    def run_length(self, interval: str) -> int:
-        """Epochs or optimiser steps of the whole run, for schedules that follow it."""
-        return run_length(self.trainer, interval)
-
     def setup(self, stage: str) -> None:
         mps = self.trainer.strategy.root_device.type == "mps"  # has no float64
         self.train_metric.set_sum_dtype(torch.float32 if mps else torch.float64)
@@ -131,8 +106,7 @@ class LitVAE(L.LightningModule):
 
     def evaluate(self, batch: Batch, batch_idx: int, split: str) -> None:
         """Add a batch to the metrics of a split: its ELBO terms with one sample of q an image."""
-        eps = self.fixed_noise(batch, batch_idx)
-        terms, q = self.model.elbo_terms(batch.images(), eps)
+        terms, q = self.model.elbo_terms(batch.images(), self.fixed_noise(batch, batch_idx))
         self.eval_metrics[split].update(terms, q.loc)
 
     def on_validation_epoch_end(self) -> None:
@@ -154,15 +128,3 @@ class LitVAE(L.LightningModule):
         for split, metric in self.eval_metrics.items():
             self.test_metrics |= metric.pop(split)
         self.log_dict(self.test_metrics)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["vae_format"] = CHECKPOINT_FORMAT
-
-    @property
-    def lr(self) -> float:
-        """The optimizer's learning rate, which Lightning's LearningRateFinder may set."""
-        return self.optimizer.keywords["lr"]
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self.optimizer = partial(self.optimizer, lr=value)

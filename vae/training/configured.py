@@ -1,0 +1,61 @@
+"""What surrounds a learning step: hyperparameters for the checkpoint, optimizer and schedule."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from vae.runs.folder import CHECKPOINT_FORMAT
+from vae.training.hyperparameters import Settings, from_settings, is_settings
+from vae.training.schedules import Schedule, as_schedule, run_length
+
+
+class ConfiguredModule(L.LightningModule):
+    """A LightningModule with one optimizer over all parameters: Adam at 1e-3 without another.
+
+    `optimizer` takes the parameters; `scheduler` is a torch scheduler that takes the optimizer, or
+    a Schedule. Both may be settings, nodes with a `_target_`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | Settings | None = None,
+        scheduler: Callable[[Optimizer], Any] | Schedule | Settings | None = None,
+    ) -> None:
+        super().__init__()
+        self.optimizer = from_settings(optimizer) or partial(torch.optim.Adam, lr=1e-3)
+        self.schedule = as_schedule(scheduler)
+
+    def save_parts(self, **parts: Any) -> None:
+        """Keep all arguments of the class as hyperparameters: `parts` where they are settings,
+        whose objects checkpoints do not hold, and any others as they are."""
+        # Lightning looks for the arguments in the calls of __init__ that led here
+        self.save_hyperparameters(ignore=[*parts], logger=False)
+        self.hparams.update({name: part for name, part in parts.items() if is_settings(part)})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vae_format"] = CHECKPOINT_FORMAT
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.schedule is None:
+            return optimizer
+        length = self.run_length(self.schedule.interval)
+        return {"optimizer": optimizer, "lr_scheduler": self.schedule.configure(optimizer, length)}
+
+    def run_length(self, interval: str) -> int:
+        """Epochs or optimiser steps of the whole run, for schedules that follow it."""
+        return run_length(self.trainer, interval)
+
+    @property
+    def lr(self) -> float:
+        """The optimizer's learning rate, which Lightning's LearningRateFinder may set."""
+        return self.optimizer.keywords["lr"]
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optimizer = partial(self.optimizer, lr=value)
