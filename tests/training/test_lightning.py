@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
-from conftest import settings
+from conftest import run_vae, settings
 from torch.utils.data import DataLoader, TensorDataset
 
 import vae
@@ -197,11 +197,16 @@ def test_what_cannot_be_honoured_is_refused(tmp_path: Path, override: str, line:
     assert [p for p in refused.value.problems if p.startswith(line)], refused.value.problems
 
 
-def test_reports_are_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: Any) -> None:
-    run(tmp_path, "trainer.profiler=simple", "trainer.enable_model_summary=true")
-    printed = caplog.text + "".join(capfd.readouterr())
-    assert "Profiler Report" in printed
-    assert "Trainable params" in printed
+def test_reports_are_printed_once(tmp_path: Path) -> None:
+    """On the command line, where Hydra sets up logging before Lightning is imported."""
+    reports = ["trainer.profiler=simple", "trainer.enable_model_summary=true"]
+    folder = f"hydra.run.dir={tmp_path / 'run'}"
+    done = run_vae("train", "data=digits", *BASE, *reports, "trainer.max_epochs=1", folder)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout + done.stderr
+    assert printed.count("FIT Profiler Report") == 1
+    assert printed.count("Trainable params") == 1
+    assert "Epochs will be" not in printed
 
 
 def test_without_checkpoints_the_last_weights_are_tested(

@@ -22,7 +22,8 @@ REMARKS = ("utilities.rank_zero", "accelerators", "callbacks.model_checkpoint", 
 def silence_lightning() -> None:
     """Keep Lightning's remarks off the screen, and what was asked for on it."""
     lightning = logging.getLogger("lightning.pytorch")
-    lightning.propagate = False  # it prints by itself; Hydra would print it twice
+    # Once: by its own handler, or by Hydra's where it was imported after Hydra had set up logging.
+    lightning.propagate = not lightning.handlers
     for name in REMARKS:
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
