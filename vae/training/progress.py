@@ -21,9 +21,10 @@ REMARKS = ("utilities.rank_zero", "accelerators", "callbacks.model_checkpoint", 
 
 def silence_lightning() -> None:
     """Keep Lightning's remarks off the screen, and what was asked for on it."""
-    lightning = logging.getLogger("lightning.pytorch")
-    # Once: by its own handler, or by Hydra's where it was imported after Hydra had set up logging.
-    lightning.propagate = not lightning.handlers
+    if logging.root.handlers:  # Hydra's: what Lightning says goes to the screen and train.log, once
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).handlers.clear()
+            logging.getLogger(name).propagate = True
     for name in REMARKS:
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
