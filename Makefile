@@ -24,14 +24,19 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 lab: $(VENV)/installed ## the main job: train baseline and deep on MNIST and compare them; SEEDS=3 trains each three times
-	@set -e; stamp=$$(date +%Y-%m-%d/%H-%M-%S); runs=; \
-	for seed in $$(seq 0 $$(($(SEEDS) - 1))); do for model in baseline deep; do \
-		run=outputs/$$stamp-$$model; [ $$seed = 0 ] || run=$$run-seed$$seed; \
-		$(RUN) -m vae.train model=$$model seed=$$seed hydra.run.dir=$$run $(ARGS); \
-		runs=$$runs,$$run; \
-	done; done; \
-	$(RUN) -m vae.evaluate "runs=[$${runs#,}]" $(EVALUATE); \
-	$(RUN) -m vae.compare "runs=[$${runs#,}]" out=outputs/$$stamp-compare; \
+	@set -e; stamp=$$(date +%Y-%m-%d/%H-%M-%S); \
+	if [ $(SEEDS) = 1 ]; then \
+		runs="[outputs/$$stamp-baseline,outputs/$$stamp-deep]"; \
+		for model in baseline deep; do \
+			$(RUN) -m vae.train model=$$model hydra.run.dir=outputs/$$stamp-$$model $(ARGS); \
+		done; \
+	else \
+		runs=outputs/$$stamp-lab; \
+		$(RUN) -m vae.train --multirun model=baseline,deep seed="range($(SEEDS))" \
+			hydra/launcher=joblib hydra.sweep.dir=$$runs $(ARGS); \
+	fi; \
+	$(RUN) -m vae.evaluate "runs=$$runs" $(EVALUATE); \
+	$(RUN) -m vae.compare "runs=$$runs" out=outputs/$$stamp-compare; \
 	echo "'make tensorboard' shows the runs on the dashboard."
 
 train: $(VENV)/installed ## one run: make train ARGS="model=deep model.latent_dim=8"
