@@ -9,17 +9,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import run_vae, settings
+import torch
+from conftest import at_optimum, run_vae, settings
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from vae.data.datamodule import ImageDataModule
 from vae.reports.sweep.groups import statistics
+from vae.reports.sweep.rate_distortion import (
+    CLOSED_FORM,
+    has_rate_distortion,
+    metric_points,
+    points,
+)
 from vae.reports.sweep.runs import read_sweep
 from vae.reports.sweep.summary import summarise
 from vae.reports.sweep.table import table
 from vae.runs.errors import UserError
 from vae.runs.files import folder_lock
+from vae.theory.ppca import PPCA, Spectrum
 
 
 @functools.cache
@@ -214,6 +224,41 @@ def test_names_are_harmless_in_spreadsheet_and_terminal(tmp_path):
     cells = [row["problems"] for row in csv.DictReader((tmp_path / "summary.csv").open())]
     assert cells[0].startswith("'=HYPERLINK(1)")
     assert "\x1b" not in cells[0]
+
+
+def test_rate_and_distortion_of_the_linear_optimum_lie_on_its_closed_form(
+    tmp_path, digits: ImageDataModule
+):
+    """Runs whose metrics are those of the optimum at each sigma, measured by the model itself."""
+    images = digits.images("train")
+    for sigma in (0.2, 0.5):
+        optimum = PPCA(Spectrum.of(images), 8, sigma)
+        model = at_optimum(images, 8, sigma)
+        eps = torch.randn(50, len(images), 8, generator=torch.Generator().manual_seed(0))
+        terms = [model.elbo_terms(images, one)[0] for one in eps]
+        folder = made_up(tmp_path, 1.0, f"model.sigma={sigma}", "model.latent_dim=8")
+        metrics = json.loads((folder / "metrics.json").read_text()) | {
+            "model/sigma": sigma,
+            "train/log_likelihood": sum(t.log_likelihood.mean().item() for t in terms) / 50,
+            "train/kl": terms[0].kl.sum(-1).mean().item(),
+            "oracle/kl": optimum.total_kl,
+            "oracle/squared_error": optimum.squared_error,
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    summary = summarise(tmp_path)
+    found, exact = points(summary.groups), metric_points(summary.groups, *CLOSED_FORM)
+    assert len(found) == 2
+    assert found == [pytest.approx(pair, rel=2e-3) for pair in exact]
+    assert found[0][1] > found[1][1]  # the smaller error costs the higher rate
+    picture = Image.open(tmp_path / "rate_distortion.png")
+    assert np.asarray(picture).std() > 10
+
+
+def test_no_rate_and_distortion_of_another_sweep(tmp_path):
+    for m in (2, 4):
+        made_up(tmp_path, 1.0, f"model.latent_dim={m}")
+    assert not has_rate_distortion(summarise(tmp_path))
+    assert not (tmp_path / "rate_distortion.png").exists()
 
 
 def test_statistics_of_one_and_of_missing_values():

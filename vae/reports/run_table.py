@@ -1,4 +1,4 @@
-"""The final figures of a run: the ones beside the ELBO, the table on the screen."""
+"""The final metrics of a run: those next to the ELBO, and the table on the screen."""
 
 import lightning.pytorch as L
 
@@ -21,6 +21,10 @@ def run_metrics(trainer: L.Trainer, module: LitVAE, data: ImageDataModule) -> di
             metrics[f"oracle/{split}_elbo"] = oracle.elbo(data.images(split)).mean().item()
         metrics["oracle/collapsed"] = oracle.collapsed
         metrics["oracle/sigma"] = oracle.sigma
+        metrics["oracle/kl"], metrics["oracle/squared_error"] = (
+            oracle.total_kl,
+            oracle.squared_error,
+        )
     if model.sigma is not None:
         metrics["model/sigma"] = model.sigma
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -32,7 +36,7 @@ def run_metrics(trainer: L.Trainer, module: LitVAE, data: ImageDataModule) -> di
 
 
 def table(model: VAE, metrics: dict[str, float]) -> str:
-    """The figures of metrics.json for the screen, in nats per image."""
+    """The metrics of metrics.json for the screen, in nats per image."""
     title = f"{model.name}: {model.latent_dim} latents, {model.likelihood.label}"
     sizes = " + ".join(
         f"{metrics[f'model/{part}_parameters']:,.0f} ({part})" for part in ("encoder", "decoder")

@@ -3,6 +3,7 @@
 Reads a run's settings, metrics.json and job.json, never a checkpoint, and does not import torch.
 """
 
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,7 @@ def read_run(sweep: Path, folder: Path) -> SweepRun:
     for name, collapsed in (("active", "test/collapsed"), ("oracle/active", "oracle/collapsed")):
         if isinstance(latents, int) and isinstance(metrics.get(collapsed), int | float):
             metrics[name] = latents - metrics[collapsed]
+    metrics |= squared_errors(metrics, settings)
     overrides = read_yaml(folder / ".hydra" / "overrides.yaml")
     choices = select(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices")
     return SweepRun(
@@ -132,6 +134,29 @@ def read_run(sweep: Path, folder: Path) -> SweepRun:
         settings=settings,
         threads=read_json(folder / "environment.json").get("threads"),
     )
+
+
+def squared_errors(metrics: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
+    """E‖x − f(z)‖² of an image on each split, from the log-likelihood; of Gaussian runs alone."""
+    likelihood = str(select(settings, "model.likelihood._target_") or "Gaussian")
+    shape, sigma = select(settings, "model.image_shape"), metrics.get("model/sigma")
+    if (
+        not likelihood.endswith("Gaussian")
+        or not isinstance(sigma, int | float)
+        or not isinstance(shape, list)
+    ):
+        return {}
+    keys = {split: f"{split}/log_likelihood" for split in ("train", "val", "test")}
+    return {
+        f"{split}/squared_error": squared_error(metrics[key], sigma, math.prod(shape))
+        for split, key in keys.items()
+        if isinstance(metrics.get(key), int | float)
+    }
+
+
+def squared_error(log_likelihood: float, sigma: float, pixels: int) -> float:
+    """E‖x − f(z)‖² of an image, from its log N(x; f(z), sigma² I) over that many pixels."""
+    return -2 * sigma**2 * (log_likelihood + pixels / 2 * math.log(2 * math.pi * sigma**2))
 
 
 def run_state(folder: Path, metrics: dict[str, Any], job: dict[str, Any]) -> str:
