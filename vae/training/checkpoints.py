@@ -87,7 +87,7 @@ class BestAndLast(ModelCheckpoint):
         )
 
     @cached_property
-    def state_key(self) -> str:  # type: ignore[override]
+    def state_key(self) -> str:
         """Lightning's own, which it would make anew for every hook."""
         return super().state_key
 

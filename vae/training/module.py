@@ -27,7 +27,8 @@ class LitVAE(ConfiguredModule):
     batches and processes nor on what training drew.
 
     Logs `train/*` and `val/*` at each validation, `test/*` in a test; all of a test's metrics are
-    in `test_metrics` too, in double precision.
+    in `test_metrics` too, in double precision. `train/*` are means of `self.terms`, which a step
+    of your own may set or leave alone.
     """
 
     def __init__(

@@ -94,15 +94,15 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        train, val = (
-            float(trainer.callback_metrics[f"{split}/elbo"]) for split in ("train", "val")
-        )
+        logged = {
+            split: trainer.callback_metrics.get(f"{split}/elbo") for split in ("train", "val")
+        }
+        elbos = [f"{split} {value:8.2f}" for split, value in logged.items() if value is not None]
         log.info(
-            "epoch %*d/%s  ELBO train %8.2f  val %8.2f  (%.1f s)",
+            "epoch %*d/%s  ELBO %s  (%.1f s)",
             len(str(trainer.max_epochs)),
             trainer.current_epoch + 1,
             trainer.max_epochs,
-            train,
-            val,
+            "  ".join(elbos),
             time.perf_counter() - self._since,
         )
