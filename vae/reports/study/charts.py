@@ -15,7 +15,7 @@ def measure_chart(points: Sequence[Point], measure: Measure) -> str:
 
     Dashed: the floor of the measure, or its ceiling.
     """
-    figure, axes = chart("", "parameters, encoder + decoder", measure.unit or "value")
+    figure, axes = chart("", "parameters, encoder + decoder", measure.unit)
     for place, ladder in enumerate(ladders(points)):
         shown = [
             (p.parameters, m)

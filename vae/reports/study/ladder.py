@@ -100,6 +100,7 @@ def read_points(named: Sequence[str] | str) -> list[Point]:
     points = []
     for (name, ladder), seeds in groups.items():
         chosen = [seeds[seed] for seed in sorted(seeds, key=str)]
+        require_one_kind(name, [runs[folder].settings for folder in chosen])
         encoder, decoder = sizes(runs[chosen[0]].settings)
         metrics = [{**runs[folder].metrics, **judged(folder, runs[folder])} for folder in chosen]
         points.append(Point(name, ladder, encoder, decoder, chosen, metrics))
@@ -116,6 +117,14 @@ def require_alike(runs: Sequence[SweepRun]) -> None:
             problems.append(f"runs: {key} differs: {', '.join(sorted(values))[:200]}")
     if problems:
         raise UserError(*problems)
+
+
+def require_one_kind(name: str, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Networks of one depth and width are one architecture where the rest of them is alike too."""
+    for key in ("encoder.activation", "encoder.log_sd_range", "decoder.activation"):
+        values = {str(select(each, f"model.{key}")) for each in settings}
+        if len(values) > 1 and name != LINEAR:
+            raise UserError(f"runs: model.{key} differs at {name}: {', '.join(sorted(values))}")
 
 
 def judged(folder: Path, run: SweepRun) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vae.reports.study.comparisons import Comparisons
 from vae.reports.study.ladder import Point, read_points
 from vae.reports.study.measures import MEASURES
+from vae.reports.study.networks import look
 from vae.reports.study.page import render, row
-from vae.reports.study.verdict import verdict
+from vae.reports.study.verdict import COMPARED, verdict
 from vae.runs.errors import RunError
 from vae.runs.files import atomic_write, write_json
 
@@ -15,14 +17,16 @@ from vae.runs.files import atomic_write, write_json
 def write_study(settings: dict[str, Any]) -> tuple[Path, dict[str, list[str]]]:
     """The page's path and the verdict; UserError for runs that make no study."""
     points = read_points(settings["runs"])
-    sentences = verdict(points)
-    page = render(points, sentences, tuple(settings["allow"]))
+    networks = look(points, tuple(settings["allow"]))
+    comparisons = Comparisons(points, COMPARED, networks.per_image)
+    sentences = verdict(comparisons)
+    page = render(comparisons, sentences, networks)
     out = Path(settings["out"])
     try:
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "study.html", page)
         atomic_write(out / "study.md", markdown(points))
-        write_json(out / "study.json", as_json(points, sentences))
+        write_json(out / "study.json", as_json(comparisons, sentences))
     except OSError as error:
         raise RunError(f"out={out}: the page cannot be written ({error.strerror})") from error
     return out / "study.html", sentences
@@ -39,9 +43,19 @@ def markdown(points: Sequence[Point]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_json(points: Sequence[Point], sentences: dict[str, list[str]]) -> dict[str, Any]:
+def as_json(comparisons: Comparisons, sentences: dict[str, list[str]]) -> dict[str, Any]:
+    """Verdict, means with both errors, and the differences that are decided."""
     return {
         "verdict": sentences,
+        "comparisons": comparisons.number,
+        "decided": {
+            measure.key: [
+                {"from": a.name, "to": b.name, "difference": found.mean, "se": found.se}
+                for a, b in comparisons.decided_pairs(measure)
+                if (found := comparisons.of(measure, a, b)) is not None
+            ]
+            for measure in comparisons.measures
+        },
         "points": [
             {
                 "name": point.name,
@@ -51,9 +65,9 @@ def as_json(points: Sequence[Point], sentences: dict[str, list[str]]) -> dict[st
                 "parameters": point.parameters,
                 "folders": [str(folder) for folder in point.folders],
                 "metrics": {
-                    m.key: found._asdict() for m in MEASURES if (found := point.measured(m.key))
+                    m.key: known._asdict() for m in MEASURES if (known := point.measured(m.key))
                 },
             }
-            for point in points
+            for point in comparisons.points
         ],
     }
