@@ -388,7 +388,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--contestants", nargs="+", default=[*CONTESTANTS], choices=CONTESTANTS)
-    parser.add_argument("--skip-growth", action="store_true")
+    parser.add_argument("--models", nargs="+", default=[*EPOCHS], choices=EPOCHS)
+    parser.add_argument("--skip-growth", action="store_true", help="contestants alone")
     arguments = parser.parse_args()
     for name in {*CONTESTANTS} - {*arguments.contestants, "loop"}:
         del CONTESTANTS[name]
@@ -400,8 +401,8 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores, {threads} threads, {platform.machine()}, {device}",
         "torch": torch.__version__,
         "rounds": rounds,
-        "start_up_seconds": start_up(device),
-        "models": {model: in_turns(model, device, rounds) for model in EPOCHS},
+        "start_up_seconds": {} if arguments.skip_growth else start_up(device),
+        "models": {model: in_turns(model, device, rounds) for model in arguments.models},
         "growth_images_per_second": {} if arguments.skip_growth else growth(device, 3),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
