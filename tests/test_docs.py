@@ -2,6 +2,7 @@
 complete."""
 
 import inspect
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, timeless_metrics
+from conftest import ROOT, composed_command, settings, timeless_metrics
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -132,11 +133,49 @@ def pattern(key: str) -> "re.Pattern[str]":
 
 def compare_with_page(section: str, keys: set[str]) -> None:
     patterns = {key: pattern(key) for key in documented(section)}
-    found = {re.sub("_se$", "", key) for key in keys}
-    missing = {key for key in found if not any(p.fullmatch(key) for p in patterns.values())}
+    names = [{key, re.sub("_se$", "", key)} for key in keys]  # an error needs no row of its own
+
+    def fits(p: "re.Pattern[str]", name: set[str]) -> bool:
+        return any(p.fullmatch(each) for each in name)
+
+    missing = [min(name) for name in names if not any(fits(p, name) for p in patterns.values())]
     assert not missing, f"docs/metrics.md lacks {sorted(missing)}"
-    unused = {name for name, p in patterns.items() if not any(p.fullmatch(k) for k in found)}
+    unused = {name for name, p in patterns.items() if not any(fits(p, each) for each in names)}
     assert not unused, f"docs/metrics.md has {sorted(unused)}, which no run writes"
+
+
+@pytest.mark.slow
+def test_every_key_of_real_runs_is_documented_and_the_other_way_round(tmp_path: Path):
+    """A linear and a deep run, a learned sigma, dequantised pixels; everything evaluated."""
+    from vae.evaluate import evaluate
+    from vae.train import train
+
+    runs = {
+        "linear": [],
+        "deep": ["model=deep", "data.pixels=dequantised"],
+        "learned": ["likelihood=learned_sigma"],
+    }
+    small = ["iwae.images=20", "iwae.K=[1,10]", "gap.images=4", "gap.steps=20", "gap.K=10"]
+    small += ["ais.images=3", "ais.distributions=10", "ais.chains=4", "classifier.epochs=1"]
+    small += ["bdmc.images=2", "bdmc.distributions=10", "bdmc.chains=2", "ppc.images=4"]
+    small += ["chain.chains=20", "chain.steps=100", "samples.n=100", "accelerator=cpu"]
+    small += [f"classifier.folder={tmp_path / 'classifiers'}"]
+    keys: dict[str, set[str]] = {"metrics.json": set(), "evaluation.json": set()}
+    history: set[str] = set()
+    for name, overrides in runs.items():
+        folder = tmp_path / name
+        short = ["trainer.max_epochs=8", "trainer.accelerator=cpu", "callbacks.chain.steps=20"]
+        config = settings(*overrides, *short, "model.latent_dim=4")
+        (folder / ".hydra").mkdir(parents=True)
+        OmegaConf.save(config, folder / ".hydra" / "config.yaml", resolve=True)
+        train(config, folder)
+        against = [f"against={tmp_path / 'linear'}"] if name == "learned" else []
+        evaluate(composed_command("evaluate", f"run={folder}", *small, *against))
+        for file, found in keys.items():
+            found |= {*json.loads((folder / file).read_text())}
+        history |= {*read_history(folder)[0]}
+    for section, found in (*keys.items(), ("history.csv", history)):
+        compare_with_page(section, found)
 
 
 # Every argument of Lightning's Trainer is in the table of docs/running.md.
@@ -223,10 +262,10 @@ def test_the_learning_step_resumes_sweeps_and_is_judged(
     cpu = [*plain, "trainer.accelerator=cpu"]
     for folder, lengths in (("whole", [4]), ("resumed", [2, 4])):
         for epochs in lengths:
-            settings = config("train", *cpu, f"trainer.max_epochs={epochs}")
+            composed = config("train", *cpu, f"trainer.max_epochs={epochs}")
             (Path(folder) / ".hydra").mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(settings, Path(folder) / ".hydra" / "config.yaml")
-            train(settings, Path(folder))
+            OmegaConf.save(composed, Path(folder) / ".hydra" / "config.yaml")
+            train(composed, Path(folder))
     assert timeless_metrics(Path("whole")) == timeless_metrics(Path("resumed"))
 
     # A sweep over the new setting has a row for each of its values.
