@@ -8,13 +8,14 @@ from vae.reports.comparison.measure import IMAGES
 from vae.reports.comparison.measure import SAMPLES as SAMPLED
 from vae.reports.comparison.page import render_template
 from vae.reports.comparison.statistics import Measured
-from vae.reports.comparison.tables import NOTHING, Cell, plain, spread
+from vae.reports.comparison.tables import NOTHING, Cell
 from vae.reports.study.charts import ladders, measure_chart
 from vae.reports.study.comparisons import Comparisons
 from vae.reports.study.effects import MARK
 from vae.reports.study.ladder import Point
 from vae.reports.study.measures import MEASURES, SAMPLES, Measure
 from vae.reports.study.networks import Networks
+from vae.reports.study.words import with_error
 
 
 def render(comparisons: Comparisons, sentences: dict[str, list[str]], networks: Networks) -> str:
@@ -61,9 +62,11 @@ def row(point: Point, shown: Sequence[Measure]) -> list[Cell]:
 
 
 def measured_cell(measured: Measured | None) -> Cell:
+    """The mean with its standard error, and the standard deviation over trainings below it."""
     if measured is None:
         return NOTHING
-    return plain(measured.mean, measured.se)._replace(below=spread(measured))
+    below = "" if measured.sd is None else f"sd {measured.sd:.2g}"
+    return Cell(with_error(measured.mean, measured.se), measured.mean, below)
 
 
 def dashes(points: Sequence[Point], measure: Measure) -> str:
