@@ -1,7 +1,9 @@
 """What the Makefile promises, carried out in a folder that looks like a clone."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +51,29 @@ def test_lab_with_two_seeds_leaves_four_judged_runs_and_one_page(clone: Path):
     assert chosen == {(model, seed) for model in ("baseline", "deep") for seed in ("0", "1")}
     for run in runs:
         assert "samples/fid" in (run / "evaluation.json").read_text()
+
+
+@pytest.mark.slow
+def test_study_started_again_skips_what_is_done_and_ends_with_the_same_metrics(clone: Path):
+    short = "ARGS=data=digits trainer.max_epochs=1 trainer.accelerator=cpu callbacks=none seed=0,1 "
+    short += "model=baseline,mlp_1x64"
+    quick = "JUDGE=iwae.images=0 chain.chains=0 samples.n=0 gap.images=0 ppc.images=0"
+    first = make("study", clone, "STUDY=complexity", short, quick)
+    assert first.returncode == 0, first.stderr
+    out = clone / "outputs" / "study"
+    content = json.loads((out / "study.json").read_text())
+    assert [point["name"] for point in content["points"]] == ["linear", "1 × 64"]
+    assert "outputs/study/study.html" in first.stdout
+
+    # cut off: one run is gone, another was never judged
+    runs = sorted((out / "complexity").glob("*/metrics.json"))
+    assert len(runs) == 4
+    shutil.rmtree(runs[0].parent)
+    (runs[1].parent / "evaluation.json").unlink()
+    again = make("study", clone, "STUDY=complexity", short, quick)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before") == 2
+    assert json.loads((out / "study.json").read_text()) == content
 
 
 def test_lab_stops_where_a_training_fails(clone: Path):
