@@ -145,7 +145,7 @@ EXPECTED_WAITS = {
     "training/history.py:*": "a row of history.csv",
     "training/loggers.py:*": "a logger's numbers",
     "training/metrics.py:<dictcomp>": "means over a split, once a validation",
-    "training/progress.py:<genexpr>": "a line on the screen, once a validation",
+    "training/progress.py:*": "a line on the screen, once a validation",
     "training/schedules.py:run_length": "Lightning counts the batches, once a run",
     "models/likelihoods.py:sigma": "a learned sigma as a number, once a validation",
     "train.py:train": "Lightning: batches counted, results and weights to the CPU at the end",

@@ -304,7 +304,7 @@ def test_garbage_is_compared_or_told_in_a_line(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    plain = {"runs": trained, "out": "page", "allow": []}
+    plain = {"runs": trained, "page": "comparison", "out": "page", "allow": []}
 
     assert fed(plain, list(plain), 0.1, compare) > 0
 

@@ -14,11 +14,12 @@ from vae.analysis.classifier import (
     train_classifier,
 )
 from vae.analysis.sample_quality import (
+    block_errors,
     expected_coverage,
     frechet_distance,
-    frechet_error,
     kernel_distance,
     neighbours,
+    squared_mmd,
 )
 from vae.data.datamodule import ImageDataModule
 
@@ -85,39 +86,35 @@ def whiten(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(x.T)), x.T, upper=False).T
 
 
-def test_frechet_error_is_the_spread_over_fresh_samples():
-    fresh = torch.tensor(
-        [
-            frechet_distance(normal(400, 2, seed), normal(400, 2, 100 + seed) * 1.5 + 1)
-            for seed in range(40)
-        ]
-    )
-    error = frechet_error(
-        normal(400, 2, 0), normal(400, 2, 100) * 1.5 + 1, torch.Generator().manual_seed(0), draws=40
-    )
-    assert error == pytest.approx(fresh.std().item(), rel=0.5)
+def every_measure(real: torch.Tensor, fake: torch.Tensor) -> dict[str, float]:
+    shares = {key: v.mean().item() for key, v in neighbours(real, fake)._asdict().items()}
+    return {"fid": frechet_distance(real, fake), "kid": squared_mmd(real, fake), **shares}
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.7, 1.0), (0.3, 0.7)])
+def test_errors_are_the_spread_over_fresh_sets(shift: float, scale: float):
+    """All eight measures; the spread over indicators alone would be half of precision's."""
+    n, d = 800, 6
+    sets = [(normal(n, d, seed), normal(n, d, 1000 + seed) * scale + shift) for seed in range(40)]
+    found = [every_measure(real, fake) for real, fake in sets]
+    errors = [
+        block_errors(real, fake, every_measure, torch.Generator().manual_seed(i))
+        for i, (real, fake) in enumerate(sets[:6])
+    ]
+    for key in found[0]:
+        spread = torch.tensor([each[key] for each in found]).std().item()
+        claimed = sum(each[key] for each in errors) / len(errors)
+        assert 0.6 < claimed / spread < 1.7, (key, claimed, spread)
 
 
 def test_kernel_distance_is_unbiased_and_repeats():
-    same = [
-        kernel_distance(normal(1000, 4, seed), normal(1000, 4, 50 + seed)) for seed in range(12)
-    ]
-    means = torch.tensor([mean for mean, _ in same])
-    assert abs(means.mean()) < 3 * means.std() / math.sqrt(12)
-    assert (
-        means.std() < torch.tensor([error for _, error in same]).mean() < 3 * means.std()
-    )  # on the safe side
-    shifted = [
-        kernel_distance(normal(1000, 4, seed), normal(1000, 4, 50 + seed) + 1) for seed in range(12)
-    ]
-    spread = torch.tensor([mean for mean, _ in shifted]).std().item()
-    assert torch.tensor([error for _, error in shifted]).mean().item() == pytest.approx(
-        spread, rel=0.6
+    same = torch.tensor(
+        [kernel_distance(normal(1000, 4, seed), normal(1000, 4, 50 + seed)) for seed in range(12)]
     )
-    mean, error = kernel_distance(normal(1000, 4, 0), normal(1000, 4, 1) + 1)
-    assert mean > 10 * error > 0
+    assert abs(same.mean()) < 3 * same.std() / math.sqrt(12)
     state = torch.get_rng_state()
-    assert kernel_distance(normal(1000, 4, 0), normal(1000, 4, 1) + 1) == (mean, error)
+    once, again = (kernel_distance(normal(1000, 4, 0), normal(1000, 4, 1) + 1) for _ in range(2))
+    assert once == again > 10 * same.std()
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -137,8 +134,11 @@ def test_kernel_distance_is_the_cubic_polynomial_mmd():
         + off_diagonal(kernel(fake, fake))
         - 2 * kernel(real, fake).mean()
     )
-    mean, error = kernel_distance(real, fake, subsets=200)
-    assert mean == pytest.approx(exact.item(), abs=error)
+    assert squared_mmd(real, fake) == pytest.approx(exact.item(), rel=1e-9)
+    error = block_errors(
+        real, fake, lambda a, b: {"kid": squared_mmd(a, b)}, torch.Generator().manual_seed(0)
+    )
+    assert kernel_distance(real, fake, subsets=200) == pytest.approx(exact.item(), abs=error["kid"])
 
 
 @pytest.fixture(scope="module")

@@ -65,3 +65,9 @@ def test_false_alarms_are_as_rare_as_the_level_says() -> None:
 
 def test_standard_error() -> None:
     assert standard_error(torch.tensor([1.0, 3.0])) == pytest.approx(1.0)
+
+
+def test_a_difference_within_rounding_is_none_though_no_spread_was_seen():
+    a, b = (Measured(value, 0.0, 0.0, 3) for value in (280.0, 280.0 + 1e-7))
+    assert not difference(a, b).significant
+    assert difference(a, Measured(281.0, 0.0, 0.0, 3)).significant

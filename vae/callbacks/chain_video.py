@@ -56,8 +56,7 @@ class ChainVideo(FigureCallback):
 
         # 3. The figure.
         title = self.title(trainer, module, describe_chain(self.final_metrics))
-        mixing = module.oracle.mixing_steps if module.oracle is not None else None
-        return chain_figure(title, trace.frames, trace.drifts, mixing)
+        return chain_figure(title, trace.frames, trace.drifts, trace.mixing.steps)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         with self.failures_counted():

@@ -148,7 +148,7 @@ def plot_drift(axes: Axes, chains: Sequence[Drift], floor: str = "") -> None:
         label = floor if floor and i == 0 else None
         axes.axhline(start, color="grey", linestyle=":", linewidth=1.2, label=label)
     axes.set_xlabel("step t")
-    axes.set_ylabel("KL(z_t ‖ prior), nats")
+    axes.set_ylabel("KL of means and variances, nats")
     plain_axes(axes)
     readable_log_axis(axes)
     axes.set_xlim(0, max(len(chain.nats) for chain in chains) - 1)
@@ -167,12 +167,12 @@ def readable_log_axis(axes: Axes) -> None:
 
 
 def chain_figure(
-    title: str, frames: Sequence[Tensor], drifts: Sequence[float], mixing_steps: float | None
+    title: str, frames: Sequence[Tensor], drifts: Sequence[float], mixing_steps: float
 ) -> Figure:
     """Five chains at ten of their steps, and the drift of all from the prior over the steps.
 
-    `frames` are f(z_t) [n, C, H, W] for t = 0 … T; `mixing_steps` says after how many steps the
-    best linear VAE forgets where it started, None where that is not known.
+    `frames` are f(z_t) [n, C, H, W] for t = 0 … T; `mixing_steps` says after how many steps it
+    forgets where it started, NaN where that is not resolved.
     """
     figure = new_figure(PANEL, 6.9, title)
     above, below = figure.subplots(2, 1, height_ratios=(1.1, 1))
@@ -185,8 +185,8 @@ def chain_figure(
     above.set_xlabel("f(z_t) at step t")
     n = len(frames[0])
     plot_drift(below, [Drift(drifts, f"{n} chains")], floor=f"{n} draws from the prior")
-    if mixing_steps is not None and mixing_steps < len(drifts):
-        label = f"best linear VAE mixes in {mixing_steps:.0f} steps"
+    if mixing_steps < len(drifts):
+        label = f"mixes in {mixing_steps:.0f} steps"
         below.axvline(mixing_steps, color=ORACLE, linestyle="--", linewidth=1.2, label=label)
     below.margins(y=0.1)
     legend_outside_the_curve(below)

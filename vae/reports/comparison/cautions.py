@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from vae.models.elbo import upper_bound
-from vae.reports.comparison.entries import Entry
+from vae.reports.comparison.entries import Entry, learns_sigma
 from vae.reports.comparison.measure import STEPS
 from vae.reports.comparison.sample_verdict import MEASURES
 from vae.reports.comparison.words import grouped, name_entries
@@ -35,7 +35,7 @@ def differing_settings(entries: Sequence[Entry]) -> list[str]:
     sigmas = {sigma for entry in entries if (sigma := entry.first.run.model.sigma) is not None}
     pixels = math.prod(entries[0].first.run.model.image_shape)
     found = []
-    if len(sigmas) > 1:
+    if len(sigmas) > 1 and not all(map(learns_sigma, entries)):
         caps = ", ".join(f"{upper_bound(pixels, s):.1f} at {s:.4g}" for s in sorted(sigmas))
         found.append(
             f"sigma differs: no ELBO can exceed {caps}, so a difference says as much about sigma "
@@ -66,9 +66,10 @@ def mixing_caution(entry: Entry) -> str | None:
     left = mixing.memory(STEPS)
     if left < FORGOTTEN:
         return None
+    where = "direction" if mixing.method == "exact" else "latent"
     how = f"spectral radius {radius:.3f}, " if radius is not None else ""
     return (
-        f"{STEPS} steps are not the limit of the chain: in its slowest direction {left:.0%} of the "
+        f"{STEPS} steps are not the limit of the chain: in its slowest {where} {left:.0%} of the "
         f"start is left after them ({how}mixing time {mixing.steps:.0f} steps, {mixing.method})."
     )
 
@@ -82,7 +83,11 @@ def elbo_gap_caution(entry: Entry) -> str | None:
         gap = entry.mean("bound/log_p") - entry.mean("test/elbo")
         if gap <= 1:
             return None
-        return f"the ELBO is at least {gap:.2f} nats below log p(x) (tightest bound measured)."
+        key = "bound/log_p_subset"
+        error = entry.metric(key).se if entry.has(key) else None
+        size = f"{gap:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+        images = entry.first.evaluation.get("bound/images", "?")
+        return f"the ELBO is at least {size} nats below log p(x) (bound on {images} test images)."
     sizes = [
         int(key.removeprefix("iwae/K="))
         for key in entry.first.evaluation

@@ -39,6 +39,13 @@ def describe(entry: Entry) -> str:
             f"not all of its {CHAINS} chains are finite from step {step} on"
         )
     limits, kl = [training.limit for training in entry.trainings], limit_distance(entry)
+    left = [x for x in limits if x.has_limit is False and x.method != "exact"]
+    if left:
+        first = min(left, key=lambda limit: limit.steps)
+        return (
+            f"the chain leaves the data for good: of {first.chains} chains in the evaluation not "
+            f"all are finite from step {first.steps} on"
+        )
     if any(limit.has_limit is False for limit in limits):
         return "the chain has no limit: its spectral radius is at least 1 (exact)"
     if kl is None:

@@ -64,6 +64,11 @@ class Entry:
         return self.metric(key).mean
 
 
+def learns_sigma(entry: Entry) -> bool:
+    """Whether sigma is learned with the networks, so that each model has its own."""
+    return bool(getattr(entry.first.run.model.likelihood, "learned", False))
+
+
 def value_of(training: Training, key: str) -> float | None:
     """A finite number from the metrics, or from evaluation.json where the metrics lack it."""
     value: Any = training.metrics.get(key, training.evaluation.get(key))

@@ -74,13 +74,16 @@ def bound_details(entry: Entry, key: str) -> str:
 def inference_gap(entry: Entry) -> str | None:
     if not (entry.has("gap/approximation") and entry.has("gap/amortisation")):
         return None
+    exact = entry.first.evaluation.get("gap/method") == "exact"
+    at_least = "" if exact else "at least "
     approximation, amortisation = (
         with_error(entry.metric(f"gap/{part}")) for part in ("approximation", "amortisation")
     )
     return (
-        f"{entry.name}: of the nats between ELBO and log p(x), {approximation} come from q being a "
-        f"diagonal Gaussian (approximation gap) and {amortisation} from the encoder not finding "
-        f"the best one (amortisation gap), on {entry.first.evaluation.get('gap/images', '?')} "
+        f"{entry.name}: of the nats between ELBO and log p(x), {at_least}{approximation} come from "
+        f"q being a diagonal Gaussian (approximation gap) and {amortisation} from the encoder not "
+        "finding the best one (amortisation gap), on "
+        f"{entry.first.evaluation.get('gap/images', '?')} "
         "test images."
     )
 
@@ -91,7 +94,8 @@ def bidirectional(entry: Entry) -> str | None:
     return (
         f"{entry.name}: on {entry.first.evaluation.get('bdmc/images', '?')} images drawn from the "
         f"model the bounds of bidirectional Monte Carlo are {with_error(entry.metric('bdmc/gap'))} "
-        "nats apart: AIS may be off by about that much where test images are like the model's own."
+        "nats apart: evidence, not a bound, for how far AIS is off on test images, which are not "
+        "the model's own."
     )
 
 
@@ -99,8 +103,10 @@ def predictive_check(entry: Entry) -> str | None:
     if not (entry.has("ppc/log_p_samples") and entry.has("ppc/log_p_test")):
         return None
     own, test = (with_error(entry.metric(f"ppc/log_p_{k}"), 1) for k in ("samples", "test"))
+    at_least = "" if entry.first.linear else "at least "
     text = (
-        f"{entry.name}: images drawn from the model itself have log p(x) {own}, test images {test}"
+        f"{entry.name}: images drawn from the model itself have log p(x) {at_least}{own}, test "
+        f"images {at_least}{test}"
     )
     if entry.has("ppc/residual_variance_test") and entry.has("ppc/sigma2"):
         ratio = entry.mean("ppc/sigma2") / entry.mean("ppc/residual_variance_test")

@@ -11,6 +11,13 @@ from vae.analysis.limit import Limit, Mixing
 def best_limit(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Limit:
     """Exact where it is; else from evaluation.json, with many chains; else from the page's own."""
     kl = evaluation.get("chain/limit_kl")
+    if evaluation.get("chain/finite") == 0 and trace.limit.method != "exact":
+        chains = evaluation.get("chain/chains")
+        steps = evaluation.get("chain/finite_steps")
+        return Limit(
+            math.inf, math.nan, math.nan, "simulated", False,
+            *(int(n) if is_number(n) else 0 for n in (chains, steps)),
+        )  # fmt: skip
     if trace.limit.method == "exact" or trace.limit.has_limit is False or not is_number(kl):
         return trace.limit
     se, p = (evaluation.get(f"chain/limit_{key}") for key in ("kl_se", "p"))

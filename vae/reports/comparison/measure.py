@@ -1,5 +1,6 @@
 """The trainings of a comparison on the same images, latents and noise."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from vae.models.vae import count_parameters
 from vae.reports.comparison.limit import best_limit, best_mixing
 from vae.reports.comparison.sigma import refit
 from vae.reports.comparison.statistics import standard_error
-from vae.runs.folder import Run
+from vae.runs.folder import BEST, LAST, Run
 from vae.runs.identity import flatten
 from vae.theory.linear import affine_weights, linear_elbo
 from vae.theory.ppca import PPCA, Spectrum, best_linear
@@ -221,5 +222,10 @@ def read_evaluation(folder: Path, notes: list[str]) -> dict[str, Any]:
             raise ValueError("it holds no metrics by name")
     except ValueError as error:
         notes.append(f"evaluation.json cannot be read ({error})")
+        return {}
+    weights = folder / BEST if (folder / BEST).is_file() else folder / LAST
+    digest = found.get("checkpoint")
+    if digest is not None and digest != hashlib.sha256(weights.read_bytes()).hexdigest():
+        notes.append("evaluation.json is of other weights than the checkpoint, and left out")
         return {}
     return dict(flatten(found))

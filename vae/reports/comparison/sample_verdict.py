@@ -55,9 +55,9 @@ class Judgement(NamedTuple):
 
 
 def short(metric: Measured) -> str:
-    """A mean with the larger of its errors, three digits."""
-    errors = [e for e in (metric.se, metric.trainings_se) if e is not None]
-    return f"{metric.mean:.3g}" + (f" ± {max(errors):.1g}" if errors else "")
+    """A mean with its error over samples, and the spread over trainings."""
+    text = f"{metric.mean:.3g}" + (f" ± {metric.se:.1g}" if metric.se is not None else "")
+    return text if metric.sd is None else f"{text} (sd {metric.sd:.1g})"
 
 
 def judge(measure: Measure, entries: Sequence[Entry]) -> Judgement:
@@ -85,6 +85,10 @@ def samples(entries: Sequence[Entry]) -> list[str]:
     missing = [entry for entry in entries if entry not in judged]
     common = [each for each in MEASURES if all(entry.has(each.key) for entry in judged)]
     sentences = []
+    settings = {how for entry in judged for how in sample_settings(entry)}
+    if len(settings) > 1:
+        ways = listed(sorted(f"{n} {kind} images, k = {k}" for n, kind, k in settings))
+        return [f"Not judged: the evaluations are of {ways}, and such measures do not compare."]
     if len(judged) > 1 and common:
         judgements = [judge(measure, judged) for measure in common]
         sentences = state(judgements)
@@ -97,6 +101,13 @@ def samples(entries: Sequence[Entry]) -> list[str]:
     return sentences
 
 
+def sample_settings(entry: Entry) -> set[tuple[str, str, str]]:
+    """How samples were judged, of each training: their number, kind and nearest neighbours."""
+    keys = ("samples/n", "samples/kind", "samples/k")
+    found = {tuple(str(t.evaluation.get(key)) for key in keys) for t in entry.trainings}
+    return {(n, kind, k) for n, kind, k in found}
+
+
 def state(judgements: Sequence[Judgement]) -> list[str]:
     """Who is better by which measures, which of them decide nothing, and whether they disagree."""
     sentences, winners = [], list(dict.fromkeys(j.winner.name for j in judgements if j.winner))
@@ -104,10 +115,7 @@ def state(judgements: Sequence[Judgement]) -> list[str]:
     # 1. What each winner wins.
     for name in winners:
         won = [each for each in judgements if each.winner and each.winner.name == name]
-        sentences.append(
-            f"{name} is {superlative} by {listed([each.text for each in won])}, "
-            f"which see {seen(won)}."
-        )
+        sentences.append(f"{name} is {superlative} by {'; by '.join(seen(won))}.")
     # 2. What is within the errors.
     undecided = [each for each in judgements if each.winner is None]
     if undecided:
@@ -131,6 +139,11 @@ def state(judgements: Sequence[Judgement]) -> list[str]:
     return sentences
 
 
-def seen(judgements: Sequence[Judgement]) -> str:
-    kinds = {each.measure.sensitive_to for each in judgements}
-    return listed([kind for kind in (REALISM, VARIETY, BOTH) if kind in kinds])
+def seen(judgements: Sequence[Judgement]) -> list[str]:
+    """The measures by what they are sensitive to, with their values."""
+    found = []
+    for kind in (REALISM, VARIETY, BOTH):
+        texts = [each.text for each in judgements if each.measure.sensitive_to == kind]
+        if texts:
+            found.append(f"{listed(texts)}, which {'sees' if len(texts) == 1 else 'see'} {kind}")
+    return found

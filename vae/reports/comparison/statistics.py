@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-6  # of a metric: what float32 may add to a difference without any spread
 LEVEL = 0.01  # a difference is called one where chance makes it in fewer than 1 of 100 comparisons
 
 
@@ -74,7 +75,8 @@ def difference(a: Measured, b: Measured, paired_se: float | None = None) -> Diff
     total = sum(variances) + (estimate or 0.0) ** 2
     se = math.sqrt(total)
     if se == 0:
-        return Difference(mean, 0.0, 1.0 if mean == 0 else 0.0, of_trainings, counts)
+        rounding = ROUNDING * max(abs(a.mean), abs(b.mean))
+        return Difference(mean, 0.0, 1.0 if abs(mean) <= rounding else 0.0, of_trainings, counts)
     # 3. Degrees of freedom: those of the estimate are taken as infinite.
     spread = sum(v**2 / (n - 1) for v, n in zip(variances, counts, strict=False))
     return Difference(

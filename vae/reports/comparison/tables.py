@@ -40,7 +40,7 @@ def metric_cell(entry: Entry, key: str, digits: str | None = None) -> Cell:
 
 
 def spread(metric: Measured) -> str:
-    if metric.sd is None:
+    if metric.sd is None or metric.sd <= 1e-9 * abs(metric.mean):  # a closed form
         return ""
     return f"sd {metric.sd:.2g} over {metric.trainings} trainings"
 
@@ -90,9 +90,11 @@ def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
 
 def limit_cell(entry: Entry) -> Cell:
     """KL(limit ‖ prior) in nats, or why there is none."""
-    trace, distance = entry.first.trace, limit_distance(entry)
-    if trace.finite_steps < len(trace.drifts):
-        return Cell(f"diverged at {trace.finite_steps}", math.inf)
+    distance = limit_distance(entry)
+    diverged = [t.trace for t in entry.trainings if t.trace.finite_steps < len(t.trace.drifts)]
+    if diverged:
+        step = min(trace.finite_steps for trace in diverged)
+        return Cell(f"diverged at {step}", math.inf)
     if distance is None:
         return Cell("not known")
     if not math.isfinite(distance.mean):

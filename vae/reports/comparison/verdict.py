@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from vae.reports.comparison.chain_verdict import all_chains, chain
-from vae.reports.comparison.entries import Entry, compare
+from vae.reports.comparison.entries import Entry, compare, learns_sigma
 from vae.reports.comparison.likelihood_verdict import log_likelihood
 from vae.reports.comparison.sample_verdict import samples
+from vae.reports.comparison.statistics import Difference, Measured, difference
 from vae.reports.comparison.words import (
     MAX_INDIVIDUAL_ENTRIES,
     listed,
@@ -42,13 +43,13 @@ def elbo(entries: Sequence[Entry]) -> list[str]:
     if found.significant:
         sentences = [
             f"{best.name} has the {'highest' if rest else 'higher'} test ELBO: {values[0]} against "
-            f"{values[1]} nats per image for {second.name}; the paired difference is "
+            f"{values[1]} nats per image for {second.name}; the {paired(found)} is "
             f"{signed(found)} ({which_error(found)})."
         ]
     else:
         sentences = [
             f"{best.name} and {second.name} cannot be told apart by test ELBO: {values[0]} and "
-            f"{values[1]} nats per image, a paired difference of {signed(found)} "
+            f"{values[1]} nats per image, a {paired(found)} of {signed(found)} "
             f"({which_error(found)})."
         ]
     if rest:
@@ -56,7 +57,7 @@ def elbo(entries: Sequence[Entry]) -> list[str]:
         sentences.append(
             f"The lowest is {lowest.name} with {with_error(lowest.metric('test/elbo'))}."
         )
-    if len({entry.likelihood for entry in entries}) > 1:
+    if len({entry.likelihood for entry in entries}) > 1 and not all(map(learns_sigma, entries)):
         sentences.append(
             "But p(x|z) is not the same in all of them, which moves the ELBO by itself."
         )
@@ -87,12 +88,14 @@ def against_linear(entry: Entry) -> str:
                 "which cannot be: something is wrong."
             )
         return f"{text}."
-    gain = compare_to_optimum(entry)
-    optimum = f"the linear encoder and decoder that is best on the training images ({gain[2]:.2f})"
-    size = f"{abs(gain[0]):.2f} ± {gain[1]:.2f} nats"
-    if abs(gain[0]) <= 3 * gain[1]:
+    gain = entry.metric("test/over_linear")
+    exact = Measured(0.0, 0.0, None if gain.sd is None else 0.0, gain.trainings)
+    best = entry.mean("oracle/test_elbo")
+    optimum = f"the linear encoder and decoder that is best on the training images ({best:.2f})"
+    size = f"{with_error(gain._replace(mean=abs(gain.mean)))} nats"
+    if not difference(exact, gain).significant:
         return f"{name} cannot be told from {optimum} on test images: {size} apart."
-    if gain[0] > 0:
+    if gain.mean > 0:
         return f"{name} is {size} above {optimum} on test images: a gain of the networks."
     return (
         f"{name} ends {size} below {optimum} on test images: "
@@ -106,11 +109,9 @@ def beats_optimum(metrics: dict[str, float]) -> bool:
     return excess > max(NUMERICAL_ERROR, ALARM_SE * se)
 
 
-def compare_to_optimum(entry: Entry) -> tuple[float, float, float]:
-    """Gain over the linear optimum on test, its error, and the optimum's test ELBO, in nats."""
-    gain = entry.metric("test/over_linear")
-    error = ((gain.se or 0.0) ** 2 + (gain.trainings_se or 0.0) ** 2) ** 0.5
-    return gain.mean, error, entry.mean("oracle/test_elbo")
+def paired(found: Difference) -> str:
+    """Differences of several trainings each count their spread: these are not paired."""
+    return "difference" if found.of_trainings else "paired difference"
 
 
 # --- sigma ------------------------------------------------------------------------------------
@@ -119,8 +120,9 @@ def compare_to_optimum(entry: Entry) -> tuple[float, float, float]:
 def sigma(entries: Sequence[Entry]) -> list[str]:
     """The ELBO at the sigma refitted on validation images: the size of a gap belongs to sigma."""
     refitted = [entry for entry in entries if entry.has("test/refit_elbo")]
-    if len(refitted) < 2:
-        return []
+    learned = learned_sigmas(entries)
+    if len(refitted) < 2 or all(map(learns_sigma, entries)):
+        return learned
     best, second = sorted(refitted, key=lambda entry: -entry.mean("test/elbo"))[:2]
     shown = refitted if len(refitted) <= MAX_INDIVIDUAL_ENTRIES else [best, second]
     # 1. Each entry with its own best sigma.
@@ -132,12 +134,19 @@ def sigma(entries: Sequence[Entry]) -> list[str]:
         ]
     )
     sentences = [
+        *learned,
         f"With sigma refitted on validation images and the networks unchanged, test ELBO is "
-        f"{values} nats per image."
+        f"{values} nats per image.",
     ]
     # 2. The same gap at both.
     at_fixed, at_best = (compare(second, best, f"test/{k}") for k in ("elbo", "refit_elbo"))
     fixed = sorted({f"{s:.4g}" for entry in (best, second) if (s := sigma_of(entry)) is not None})
+    if not at_best.significant and not at_fixed.significant:
+        sentences.append(
+            f"{best.name} and {second.name} cannot be told apart at either sigma: "
+            f"{signed(at_fixed)} and {signed(at_best)} nats apart ({which_error(at_best)})."
+        )
+        return sentences + linear_sentences(shown)
     if not at_best.significant:
         gap = f"cannot be told from zero at the refitted ones ({signed(at_best)})"
     elif at_best.mean * at_fixed.mean < 0 and at_fixed.significant:
@@ -149,7 +158,12 @@ def sigma(entries: Sequence[Entry]) -> list[str]:
         f"{listed(fixed)} and {gap} ({which_error(at_best)}): the size of a gap belongs to its "
         "sigma."
     )
-    # 3. What a linear encoder and decoder could reach.
+    return sentences + linear_sentences(shown)
+
+
+def linear_sentences(shown: Sequence[Entry]) -> list[str]:
+    """What a linear encoder and decoder of each size could reach, with a free sigma."""
+    sentences = []
     for m in dict.fromkeys(entry.latent_dim for entry in shown):
         entry = next(entry for entry in shown if entry.latent_dim == m)
         if entry.has("refit/oracle_test_elbo"):
@@ -162,7 +176,24 @@ def sigma(entries: Sequence[Entry]) -> list[str]:
 
 
 def sigma_of(entry: Entry) -> float | None:
-    return entry.first.run.model.sigma
+    """The sigma of p(x|z), the mean over trainings where it is learned."""
+    sigmas = [training.run.model.sigma for training in entry.trainings]
+    known = [sigma for sigma in sigmas if sigma is not None]
+    return sum(known) / len(known) if len(known) == len(sigmas) else None
+
+
+def learned_sigmas(entries: Sequence[Entry]) -> list[str]:
+    """The sigma that each model learned, next to the closed form of the best linear VAE."""
+    found = []
+    for entry in entries:
+        if learns_sigma(entry) and entry.has("model/sigma"):
+            learned = entry.metric("model/sigma")._replace(se=None)
+            text = f"{entry.name} learned sigma {with_error(learned, 4)}"
+            if entry.has("oracle/sigma"):
+                text += f"; that of the best linear VAE is {entry.mean('oracle/sigma'):.4f} "
+                text += "(closed form, training images)"
+            found.append(f"{text}.")
+    return found
 
 
 # --- latents ----------------------------------------------------------------------------------

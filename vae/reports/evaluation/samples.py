@@ -3,18 +3,20 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vae.analysis.classifier import Classifier, accuracy, cached_classifier, in_batches
 from vae.analysis.sample_quality import (
+    block_errors,
     expected_coverage,
     frechet_distance,
-    frechet_error,
     kernel_distance,
     neighbours,
+    squared_mmd,
 )
 from vae.data.datamodule import ImageDataModule
 from vae.models.vae import VAE
-from vae.reports.evaluation.metrics import Metrics, Settings, means, progress, seeded_generator
+from vae.reports.evaluation.metrics import Metrics, Settings, progress, seeded_generator
 
 
 def load_classifier(
@@ -39,7 +41,7 @@ def samples(
     """Prior samples against test images in the classifier's features, beside the floor: training
     images against test.
 
-    All three sets have the same size. `<key>_floor` is what a perfect model would score.
+    All three sets have the same size. `<key>_floor` is what the training images score.
     """
     options, seed = settings["samples"], settings["seed"]
     test, train = data.split_pixels("test"), data.split_pixels("train")
@@ -60,15 +62,22 @@ def samples(
     metrics: Metrics = {"samples/n": n, "samples/kind": options["kind"], "samples/k": options["k"]}
     metrics["samples/expected_coverage"] = expected_coverage(n, n, options["k"])
     for name, other in (("", made), ("_floor", floor)):
-        kid, kid_se = kernel_distance(real, other, seed=seed)
-        metrics |= {
-            f"samples/fid{name}": frechet_distance(real, other),
-            f"samples/fid{name}_se": frechet_error(
-                real, other, torch.Generator().manual_seed(seed)
-            ),
-            f"samples/kid{name}": kid,
-            f"samples/kid{name}_se": kid_se,
+        found = {
+            "fid": frechet_distance(real, other),
+            "kid": kernel_distance(real, other, seed=seed),
+            **shares(real, other, options["k"]),
         }
-        found = neighbours(real, other, options["k"])
-        metrics |= means({f"samples/{key}{name}": value for key, value in found._asdict().items()})
+
+        def again(a: Tensor, b: Tensor) -> dict[str, float]:
+            distances = {"fid": frechet_distance(a, b), "kid": squared_mmd(a, b)}
+            return {**distances, **shares(a, b, min(options["k"], len(a) - 1))}
+
+        errors = block_errors(real, other, again, torch.Generator().manual_seed(seed))
+        for key, value in found.items():
+            metrics |= {f"samples/{key}{name}": value, f"samples/{key}{name}_se": errors[key]}
     return metrics
+
+
+def shares(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
+    """The measures by nearest neighbours of features [N, d] and [M, d]."""
+    return {key: v.mean().item() for key, v in neighbours(real, fake, k)._asdict().items()}
