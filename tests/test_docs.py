@@ -1,6 +1,7 @@
 """What the documents show: commands compose, code runs, links lead somewhere, tables are
 complete."""
 
+import inspect
 import os
 import re
 import shlex
@@ -136,6 +137,18 @@ def compare_with_page(section: str, keys: set[str]) -> None:
     assert not missing, f"docs/metrics.md lacks {sorted(missing)}"
     unused = {name for name, p in patterns.items() if not any(p.fullmatch(k) for k in found)}
     assert not unused, f"docs/metrics.md has {sorted(unused)}, which no run writes"
+
+
+# Every argument of Lightning's Trainer is in the table of docs/running.md.
+
+
+def test_every_argument_of_the_trainer_is_documented():
+    import lightning.pytorch as L
+
+    text = DOCUMENTS["docs/running.md"].split("## Lightning's Trainer")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert documented == {*inspect.signature(L.Trainer.__init__).parameters} - {"self"}
 
 
 # docs/extending.md, word for word.

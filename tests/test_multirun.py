@@ -369,3 +369,31 @@ def test_an_experiment_for_a_multirun_is_refused_without_m(tmp_path):
     done = run_vae("train", "+experiment=lab", *SHORT, "model=deep", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr  # as the summary's command repeats one of its runs
     assert (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_failed_trials(tmp_path):
+    """Optuna: latent_dim 0 cannot be trained; the study ends with the best of the others."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install -e '.[optuna]'")
+    search = [
+        "hydra/sweeper=optuna_search",
+        "hydra.sweeper.n_trials=5",
+        f"hydra.sweep.dir={tmp_path}",
+    ]
+    short = ["trainer.max_epochs=1", "callbacks=none", "trainer.accelerator=cpu", "data=digits"]
+    done = run_vae("train", "-m", *search, *short, "model.latent_dim=choice(0,8,32)")
+    assert "Traceback" not in done.stderr
+    records = {
+        path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/job.json")
+    }
+    states = {name: record["state"] for name, record in records.items()}
+    assert {*states.values()} <= {"finished", "failed"}
+    assert "finished" in states.values()
+    failed = [name for name, state in states.items() if state == "failed"]
+    assert all("latent_dim=0" in name for name in failed)
+    assert done.returncode == (2 if failed else 0), done.stderr
+    best = max(
+        (json.loads(path.read_text())["val/elbo"], path.parent.name)
+        for path in tmp_path.glob("*/metrics.json")
+    )
+    assert f"Best value: {best[0]}" in done.stdout + done.stderr

@@ -103,6 +103,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     from vae.training.blocks import BlockTraining, block_problems
     from vae.training.checkpoints import AtomicCheckpointIO
     from vae.training.devices import resolve_precision, unavailable
+    from vae.training.progress import NoProfiler
     from vae.training.schedules import as_schedule
     from vae.training.shutdown import SignalHandler
 
@@ -133,6 +134,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
         callbacks=callbacks,
         logger=logger,
         plugins=[AtomicCheckpointIO()],
+        profiler=settings["profiler"] or NoProfiler(),
         default_root_dir=str(folder),
     )
     build.finish(folder)

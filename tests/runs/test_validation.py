@@ -17,7 +17,7 @@ from vae.runs.errors import UserError
 from vae.runs.settings import ExportSettings, settings_problems
 from vae.runs.signatures import argument_problems, signature_of
 from vae.runs.validation import Builder
-from vae.train import GROUP_NONE, build_run
+from vae.train import GROUP_NONE, build_run, train
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 DATA = sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml"))
@@ -266,3 +266,19 @@ def test_commands_settings_are_checked_by_their_dataclasses():
         "otu: unknown; did you mean out?",
         "out: is missing",
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model.latent_dim=0", "model.latent_dim=0 must be an integer from 1"),
+        ("model.sigma=-1", "model.sigma=-1 must be"),
+        ("model.depth=-1", "model.depth=-1 must be an integer from 0"),
+        ("model.width=0", "model.width=0 must be an integer from 1"),
+    ],
+)
+def test_a_ladder_names_the_setting_that_was_given(override: str, line: str, tmp_path: Path):
+    """model=mlp hands its settings on to encoder and decoder, which are not what was overridden."""
+    with pytest.raises(UserError) as refused:
+        train(settings("model=mlp", override), tmp_path)
+    assert [p.startswith(line) for p in refused.value.problems] == [True], refused.value.problems

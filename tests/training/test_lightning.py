@@ -17,6 +17,7 @@ from vae.runs.errors import UserError
 from vae.runs.folder import BEST, LAST, load_data
 from vae.train import train
 from vae.training.history import read_history
+from vae.training.module import LitVAE
 
 # 400 training images make 8 batches an epoch, 100 validation and 300 test images one each.
 BASE = ["callbacks=none", "logger=none", "data.batch_size=50", "model.latent_dim=2", "threads=1"]
@@ -191,7 +192,7 @@ def test_precisions_train(
     ],
 )
 def test_what_cannot_be_honoured_is_refused(tmp_path: Path, override: str, line: str) -> None:
-    plus = "" if override.startswith("trainer.precision") else "+"
+    plus = "" if override.startswith(("trainer.precision", "trainer.strategy")) else "+"
     with pytest.raises(UserError) as refused:
         run(tmp_path, f"{plus}{override}")
     assert [p for p in refused.value.problems if p.startswith(line)], refused.value.problems
@@ -218,6 +219,39 @@ def test_without_checkpoints_the_last_weights_are_tested(
 
 
 # --- optimisers and schedules ---------------------------------------------------------------------
+
+
+def test_what_an_optimizer_says_against_its_arguments_is_one_line(tmp_path: Path) -> None:
+    node = "optimizer={_target_: torch.optim.SGD, _partial_: true, lr: 0.1, nesterov: true}"
+    with pytest.raises(UserError, match=r"^optimizer: Nesterov momentum requires a momentum"):
+        run(tmp_path, node.replace("optimizer=", "++optimizer="), "~optimizer.fused")
+
+
+def test_a_schedule_of_a_run_without_an_end_is_refused(tmp_path: Path) -> None:
+    endless = ["trainer.max_epochs=-1", "trainer.max_time=00:00:00:01"]
+    with pytest.raises(UserError, match=r"^scheduler: a run without an end has no length"):
+        run(tmp_path / "cosine", *endless)
+    recorder, metrics = run(tmp_path / "none", *endless, "scheduler=none")
+    assert recorder.steps > 16
+    assert metrics["test/images"] == 300
+
+
+class OwnStep(LitVAE):
+    """A learning step from scratch, which logs nothing."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:  # type: ignore[override]
+        x = batch.images()
+        eps = torch.randn(1, len(x), self.model.latent_dim)
+        return -self.model.elbo_terms(x, eps[0])[0].elbo.mean()
+
+
+def test_a_learning_step_from_scratch(tmp_path: Path, capfd: Any) -> None:
+    own = "learning._target_=test_lightning.OwnStep"
+    _, metrics = run(tmp_path, own, "callbacks=default", "callbacks.chain=null")
+    rows = read_history(tmp_path)
+    assert rows[-1]["val/elbo"] > rows[0]["val/elbo"]
+    assert math.isnan(rows[-1]["train/elbo"])
+    assert metrics["val/elbo"] == pytest.approx(rows[-1]["val/elbo"], rel=1e-6)
 
 
 def test_weight_decay_needs_no_plus(tmp_path: Path) -> None:
@@ -312,10 +346,8 @@ def test_averaged_weights_are_validated_tested_and_opened(
 ) -> None:
     _, metrics = run(tmp_path, f"callbacks=[none,{callback}]", "trainer.max_epochs=4")
     assert metrics["test/elbo"] == pytest.approx(evaluated(tmp_path), rel=1e-5)
-    if callback == "ema":
-        assert read_history(tmp_path)[-1]["val/elbo"] == pytest.approx(
-            metrics["val/elbo"], rel=1e-5
-        )
+    last = read_history(tmp_path)[-1]
+    assert last["val/elbo"] == pytest.approx(metrics["val/elbo"], rel=1e-5)
     run(tmp_path / "without", "trainer.max_epochs=4")
     assert abs(metrics["test/elbo"] - evaluated(tmp_path / "without")) > 1
 
@@ -358,10 +390,11 @@ def test_the_learning_rate_is_logged(tmp_path: Path) -> None:
 
 
 def test_blocks_give_the_same_floats(
-    tmp_path: Path, plain: tuple[Recorder, dict[str, float]]
+    tmp_path: Path, plain: tuple[Recorder, dict[str, float]], caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder, metrics = run(tmp_path, "learning=blocks", "learning.batches_per_block=3")
     assert recorder.batches[1:] == [3, 3]
+    assert "callbacks: Recorder is called once for every 3 batches" in caplog.text
     assert recorder.steps == 16
     assert timeless(metrics) == timeless(plain[1])
 

@@ -133,12 +133,11 @@ class IndexBatches(DistributedSampler[Tensor], SequentialSampler):
         rank: int = 0,
         world_size: int = 1,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
-        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(images, num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.images, self.batch_size, self.shuffle_seed = images, batch_size, shuffle_seed
         self.rank, self.world_size = rank, world_size
-        self.position, self.device = position, device
+        self.position = position
 
     def __len__(self) -> int:
         return -(-len(self.images) // (self.batch_size * self.world_size))
@@ -148,7 +147,8 @@ class IndexBatches(DistributedSampler[Tensor], SequentialSampler):
         order = self.images
         if self.shuffle_seed is not None:
             generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + epoch)
-            order = order[torch.randperm(len(order), generator=generator)]
-        order = order.to(self.device)  # once an epoch: no step waits for the host
+            # drawn on the CPU, so that every device has the same order; copied once an epoch
+            shuffled = torch.randperm(len(order), generator=generator)
+            order = order.index_select(0, shuffled.to(order.device))
         for batch in order.split(self.batch_size * self.world_size)[done:]:
             yield batch[self.rank :: self.world_size], len(batch)

@@ -56,7 +56,7 @@ class ImageDataModule(L.LightningDataModule):
         self.test_splits: Sequence[str] = ("test",)  # what test_dataloader serves
         self.pixels: dict[str, Tensor] = {}  # uint8 [N, C, H, W]; train and val share one tensor
         self.labels: dict[str, Tensor] = {}  # uint8 [N]
-        self.index: dict[str, Tensor] = {}  # int64, the images of each split in its pixels
+        self.index: dict[str, Tensor] = {}  # int64 [n], the images of each split in its pixels
         self._uniform: dict[str, Tensor] = {}  # the fixed noise of one split
         self.check_sizes()
 
@@ -109,13 +109,11 @@ class ImageDataModule(L.LightningDataModule):
 
     def split_pixels(self, split: str, stop: int | None = None) -> Tensor:
         """The first `stop` images of a split, uint8 [n, C, H, W]; all of them without it."""
-        pixels = self.pixels[split]
-        return pixels.index_select(0, self.index[split][:stop].to(pixels.device))
+        return self.pixels[split].index_select(0, self.index[split][:stop])
 
     def split_labels(self, split: str, stop: int | None = None) -> Tensor:
         """The labels of `split_pixels`, uint8 [n]."""
-        labels = self.labels[split]
-        return labels.index_select(0, self.index[split][:stop].to(labels.device))
+        return self.labels[split].index_select(0, self.index[split][:stop])
 
     def images(self, split: str, n: int | None = None) -> Tensor:
         """The first n images of a split, or all, as a model sees them: float [n, C, H, W]."""
@@ -132,7 +130,7 @@ class ImageDataModule(L.LightningDataModule):
         if split not in self._uniform:
             noise = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0))
             self._uniform = {split: noise.to(pixels.device)}
-        return self._uniform[split].index_select(0, index.to(pixels.device))
+        return self._uniform[split].index_select(0, index)
 
     def spectrum(self) -> Spectrum:
         """Eigenvalues of the training split, over all noise: what the closed forms need."""
@@ -170,7 +168,6 @@ class ImageDataModule(L.LightningDataModule):
             rank,
             world_size,
             position=self._position if training else lambda: (0, 0),
-            device=self.pixels[split].device,
         )
         images = ImageBatches(
             self.pixels[split],
@@ -214,10 +211,13 @@ class ImageDataModule(L.LightningDataModule):
             self.pixels[split], self.labels[split] = images, labels
 
     def _move_to(self, device: torch.device) -> None:
-        for tensors in (self.pixels, self.labels):
+        """Everything that batches are made of, once: nothing is copied within a step."""
+        for tensors in (self.pixels, self.labels, self.index):
             moved: dict[int, Tensor] = {}  # train and val stay one tensor
             for split, tensor in tensors.items():
-                tensors[split] = moved.setdefault(id(tensor), tensor.to(device))
+                if id(tensor) not in moved:
+                    moved[id(tensor)] = tensor.to(device)
+                tensors[split] = moved[id(tensor)]
 
 
 def identity(batch: Any) -> Any:

@@ -1,11 +1,10 @@
 """A VAE whose encoder and decoder have one size."""
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from vae.models.likelihoods import Likelihood
-from vae.models.networks import MNIST_SHAPE
+from vae.models.networks import Depth, LatentDim, Width
 from vae.models.vae import VAE
 
 
@@ -13,20 +12,17 @@ class FullyConnectedVAE(VAE):
     """A VAE with `depth` hidden layers of `width` units in the encoder and in the decoder.
 
     Both numbers are kept for conf/model/mlp.yaml, whose encoder and decoder take them from here
-    unless they are given their own; everything else is VAE's.
+    unless they are given their own; everything else, `settings` too, is VAE's.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        latent_dim: int,
-        depth: int,
-        width: int | None = None,
-        sigma: float | None = None,
-        name: str = "vae",
-        likelihood: Likelihood | None = None,
-        image_shape: Sequence[int] = MNIST_SHAPE,
+        latent_dim: LatentDim,
+        depth: Depth,
+        width: Width | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(encoder, decoder, latent_dim, sigma, name, likelihood, image_shape)
+        super().__init__(encoder, decoder, latent_dim, **settings)
         self.depth, self.width = depth, width

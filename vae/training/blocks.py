@@ -4,14 +4,32 @@ What Lightning does around a batch costs about as much as a training step of a l
 who changes the learning step has to read this file: it is taken by `learning=blocks` alone.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import (
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    Timer,
+)
+from torch.optim import LBFGS
 
 from vae.data.batches import Batch
 from vae.data.datamodule import ImageDataModule
 from vae.runs.errors import UserError
 from vae.training.finite import FiniteCheck
 from vae.training.module import LitVAE
+
+log = logging.getLogger(__name__)
+
+
+def is_everything(share: Any) -> bool:
+    """Whether a Trainer's share of the batches is all of them: 1.0 is, 1 is a single batch."""
+    return share is None or (isinstance(share, float) and share == 1.0)
+
 
 Wanted = Callable[[Any], bool]
 # What belongs to Lightning's own optimisation of one batch a call, and how to see that it is asked
@@ -21,11 +39,21 @@ UNAVAILABLE: dict[str, Wanted] = {
     "trainer.accumulate_grad_batches": lambda t: t.accumulate_grad_batches != 1,
     "trainer.fast_dev_run": lambda t: bool(t.fast_dev_run),
     "trainer.overfit_batches": lambda t: t.overfit_batches > 0,
-    "trainer.limit_train_batches": lambda t: t.limit_train_batches not in (None, 1.0),
-    "trainer.val_check_interval": lambda t: t.val_check_interval not in (None, 1.0),
+    "trainer.limit_train_batches": lambda t: not is_everything(t.limit_train_batches),
+    "trainer.val_check_interval": lambda t: not is_everything(t.val_check_interval),
     "trainer.max_steps": lambda t: t.max_steps != -1,
+    "trainer.min_steps": lambda t: t.min_steps is not None,
     "trainer.precision=16-mixed": lambda t: t.precision == "16-mixed",
 }
+# Hooks that are never called, and those that are called once a block.
+STEP_HOOKS = (
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+)
+BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end")
+HARMLESS_CALLBACKS = (ProgressBar, Timer)  # they count, or look at the clock
 UNAVAILABLE_CALLBACKS = (
     "WeightAveraging",
     "StochasticWeightAveraging",
@@ -57,6 +85,13 @@ class BlockTraining(LitVAE):
         if stage == "fit":
             if problems := block_problems(self.trainer):
                 raise UserError(*problems)
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if counts_blocks(callback):
+                    log.warning(
+                        "callbacks: %s is called once for every %d batches with learning=blocks",
+                        type(callback).__name__,
+                        self.batches_per_block,
+                    )
             checks = [c for c in self.trainer.callbacks if isinstance(c, FiniteCheck)]  # type: ignore[attr-defined]
             self.finite_check = checks[0] if checks else FiniteCheck()
 
@@ -110,10 +145,37 @@ def block_problems(trainer: Any) -> list[str]:
     """A line for each thing that needs Lightning's automatic optimisation of single batches."""
     asked = [setting for setting, wanted in UNAVAILABLE.items() if wanted(trainer)]
     for callback in trainer.callbacks:
-        names = {base.__name__ for base in type(callback).__mro__} & {*UNAVAILABLE_CALLBACKS}
-        asked += [f"callbacks: {type(callback).__name__}"] if names else []
+        asked += [f"callbacks: {type(callback).__name__}"] if needs_single_batches(callback) else []
+    if getattr(getattr(trainer.lightning_module, "optimizer", None), "func", None) is LBFGS:
+        asked.append("optimizer=lbfgs")
     return [
         f"{setting} does not go with learning=blocks, which takes many steps per call of "
         "Lightning; leave out learning=blocks (+experiment=fast takes it)"
         for setting in asked
     ]
+
+
+def needs_single_batches(callback: Any) -> bool:
+    """Whether a callback acts between single optimiser steps, or hooks into them."""
+    classes = {base.__name__ for base in type(callback).__mro__}
+    if classes & {*UNAVAILABLE_CALLBACKS}:
+        return True
+    if isinstance(callback, ModelCheckpoint):
+        return callback._every_n_train_steps > 0
+    if isinstance(callback, LearningRateMonitor):
+        return callback.logging_interval == "step"
+    return overrides(callback, STEP_HOOKS)
+
+
+def counts_blocks(callback: Any) -> bool:
+    """Whether a callback means batches where it is called once a block."""
+    others = (*HARMLESS_CALLBACKS, ModelCheckpoint, LearningRateMonitor)
+    return not isinstance(callback, others) and overrides(callback, BATCH_HOOKS)
+
+
+def overrides(callback: Any, hooks: Sequence[str]) -> bool:
+    """Whether it is not one of this project's, and has one of these hooks."""
+    own = type(callback).__module__.startswith("vae.")
+    return not own and any(
+        getattr(type(callback), hook) is not getattr(L.Callback, hook) for hook in hooks
+    )

@@ -4,6 +4,7 @@ is."""
 import copy
 import os
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ class BestAndLast(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+
+    @cached_property
+    def state_key(self) -> str:
+        """Lightning's own, which it would make anew for every hook."""
+        return super().state_key
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._should_skip_saving_checkpoint(trainer) and not trainer.is_last_batch:

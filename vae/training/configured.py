@@ -1,5 +1,6 @@
 """What surrounds a learning step: hyperparameters for the checkpoint, optimizer and schedule."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from vae.runs.errors import UserError, first_line
 from vae.runs.folder import CHECKPOINT_FORMAT
 from vae.training.hyperparameters import Settings, from_settings, is_settings
 from vae.training.schedules import Schedule, as_schedule, run_length
@@ -30,6 +32,14 @@ class ConfiguredModule(L.LightningModule):
         self.optimizer = from_settings(optimizer) or partial(torch.optim.Adam, lr=1e-3)
         self.schedule = as_schedule(scheduler)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes the hook that it calls, 43 times a step, and each time nn.Module would
+        look whether that is a parameter: 4 % of a small model's time."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def save_parts(self, **parts: Any) -> None:
         """Keep all arguments of the class as hyperparameters: `parts` where they are settings,
         whose objects checkpoints do not hold, and any others as they are."""
@@ -41,7 +51,10 @@ class ConfiguredModule(L.LightningModule):
         checkpoint["vae_format"] = CHECKPOINT_FORMAT
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
+        try:
+            optimizer = self.optimizer(self.parameters())
+        except (TypeError, ValueError) as error:  # what an optimizer says against its arguments
+            raise UserError(f"optimizer: {first_line(error)}") from error
         if self.schedule is None:
             return optimizer
         length = self.run_length(self.schedule.interval)
@@ -54,7 +67,9 @@ class ConfiguredModule(L.LightningModule):
     @property
     def lr(self) -> float:
         """The optimizer's learning rate, which Lightning's LearningRateFinder may set."""
-        return self.optimizer.keywords["lr"]
+        given = self.optimizer.keywords.get("lr")
+        default = inspect.signature(self.optimizer.func).parameters["lr"].default
+        return default if given is None else given
 
     @lr.setter
     def lr(self, value: float) -> None:

@@ -34,14 +34,22 @@ class History(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or is_trial(trainer) or not trainer.is_global_zero:
             return
-        metrics = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith(("train/", "val/", "model/"))
-        }
-        row = {"epoch": epochs_done(trainer), "step": trainer.global_step, **metrics}
+        row = {"epoch": epochs_done(trainer), "step": trainer.global_step, **logged(trainer)}
         self.rows = [r for r in self.rows if r["step"] < trainer.global_step] + [row]
         write_history(self.folder, self.rows)
+
+    def validated_again(self, trainer: L.Trainer) -> None:
+        """The last row's metrics are those of a validation after training, of averaged weights."""
+        if self.rows and trainer.is_global_zero:
+            self.rows[-1] |= logged(trainer)
+            write_history(self.folder, self.rows)
+
+
+def logged(trainer: L.Trainer) -> dict[str, float]:
+    """What the module has logged for a row of the history."""
+    prefixes = ("train/", "val/", "model/")
+    metrics = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in metrics if name.startswith(prefixes)}
 
 
 def is_trial(trainer: L.Trainer) -> bool:

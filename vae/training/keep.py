@@ -7,7 +7,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import BatchSizeFinder, StochasticWeightAveraging
 
 from vae.runs.folder import BEST, LAST, read_checkpoint
-from vae.training.history import is_trial
+from vae.training.history import History, is_trial
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,14 @@ def keep_average(trainer: L.Trainer, module: L.LightningModule, folder: Path) ->
     if not averaged or is_trial(trainer) or not trainer.checkpoint_callbacks:
         return
     trainer.save_checkpoint(folder / BEST, weights_only=True)
-    log.info("the average of StochasticWeightAveraging is kept as the best checkpoint")
+    trainer.validate(module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, History):
+            callback.validated_again(trainer)
+    log.info(
+        "the average of StochasticWeightAveraging is kept as the best checkpoint, val ELBO %.2f",
+        trainer.callback_metrics["val/elbo"],
+    )
 
 
 def load_kept(trainer: L.Trainer, module: L.LightningModule, folder: Path) -> str:

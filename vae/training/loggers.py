@@ -220,7 +220,11 @@ class FaultTolerantLogger(Logger):
         for logger in [logger for logger in self.loggers if isinstance(logger, kind)]:
             try:
                 call(logger)
-            except Exception as error:
+            except Exception as raised:
+                # Lightning wraps whatever TensorBoard's thread raised into a ValueError of its own.
+                error: BaseException = raised
+                while error.__cause__ is not None:
+                    error = error.__cause__
                 what = f"{first_line(error)} ({type(error).__name__})"
                 log.warning("logger: %s; the run goes on without it", what)
                 self.loggers.remove(logger)

@@ -88,7 +88,7 @@ class TrainMetric:
         """Add up the recent steps: one reduction for many of them."""
         for name in self.recent[0] if self.recent else ():
             values = torch.cat([terms[name] for terms in self.recent])
-            total = torch.stack([values.to(self.dtype).sum(), values.new_tensor(len(values))])
+            total = torch.stack([values.to(self.dtype).sum(), values.new_full((), len(values))])
             self.sums[name] = self.sums.get(name, 0) + total.to(self.dtype)
         self.recent.clear()
 

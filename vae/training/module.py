@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vae.data.batches import Batch, PixelTransform, as_batch, as_images
+from vae.data.batches import Batch, as_batch, as_images
 from vae.models import ELBO, VAE
 from vae.theory.ppca import PPCA
 from vae.training.configured import ConfiguredModule
@@ -27,7 +27,8 @@ class LitVAE(ConfiguredModule):
     batches and processes nor on what training drew.
 
     Logs `train/*` and `val/*` at each validation, `test/*` in a test; all of a test's metrics are
-    in `test_metrics` too, in double precision.
+    in `test_metrics` too, in double precision. `train/*` are means of `self.terms`, which a step
+    of your own may set or leave alone.
     """
 
     def __init__(
@@ -54,26 +55,17 @@ class LitVAE(ConfiguredModule):
         """The objective averaged over the batch; each image's terms go along, to be logged."""
         batch = as_batch(batch)
         eps = batch.random(torch.randn, self.objective.samples, self.model.latent_dim)  # [K, B, m]
-        objective, log_likelihood, kl = self.compute_loss(  # [B] each
-            batch.pixels, batch.transform, batch.pixel_noise(), eps, self.global_step
-        )
+        x = as_images(batch.pixels, batch.transform, batch.pixel_noise())  # [B, C, H, W]
+        objective, log_likelihood, kl = self.compute_loss(x, eps, self.global_step)  # [B] each
         terms = {"objective": objective, "log_likelihood": log_likelihood, "kl": kl}
         self.terms = {name: term.detach() for name, term in terms.items()}
         return {"loss": batch.mean(objective), **self.terms}
 
-    def loss_terms(
-        self,
-        pixels: Tensor,
-        transform: PixelTransform,
-        uniform: Tensor | None,
-        eps: Tensor,
-        step: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def loss_terms(self, x: Tensor, eps: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Objective, log p(x|z) and KL of each image, [B] each: all that is differentiated.
 
-        `uniform` [B, C, H, W] is the noise of the pixels' transform, `eps` [K, B, m] that of q.
+        `eps` [K, B, m] is the noise of q, `step` the number of optimiser steps done.
         """
-        x = as_images(pixels, transform, uniform)
         objective, terms = self.objective(self.model, x, eps, step)
         return objective, terms.log_likelihood, terms.kl.sum(-1)
 

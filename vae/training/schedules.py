@@ -9,6 +9,7 @@ import lightning.pytorch as L
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
+from vae.runs.errors import UserError
 from vae.training.hyperparameters import from_settings, is_settings
 
 OPTIONS = ("interval", "frequency", "monitor")  # Lightning's, next to the scheduler's own arguments
@@ -60,9 +61,14 @@ def as_schedule(scheduler: Any, build: Callable[[Any], Any] = from_settings) -> 
 
 
 def run_length(trainer: L.Trainer, interval: str) -> int:
-    """Epochs or optimiser steps that the Trainer is set to run; ValueError where it has no end."""
+    """Epochs or optimiser steps that the Trainer is set to run; UserError where it has no end."""
     trainer.fit_loop.setup_data()  # counts the batches of an epoch
     steps = trainer.estimated_stepping_batches
+    if steps == math.inf and (interval == "step" or (trainer.max_epochs or -1) < 0):
+        raise UserError(
+            "scheduler: a run without an end has no length to follow; give trainer.max_epochs or "
+            "trainer.max_steps, or take scheduler=none"
+        )
     if interval == "step":
         length: float = steps
     elif trainer.max_epochs is not None and trainer.max_epochs > 0:
@@ -70,11 +76,6 @@ def run_length(trainer: L.Trainer, interval: str) -> int:
     else:
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         length = math.ceil(steps / per_epoch)
-    if length == math.inf:
-        raise ValueError(
-            "scheduler: a run without an end has no length to follow; give trainer.max_epochs or "
-            "trainer.max_steps, or take scheduler=none"
-        )
     return max(1, int(length))
 
 

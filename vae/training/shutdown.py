@@ -55,12 +55,13 @@ class SignalHandler(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        due = self.every_n_steps > 0 and trainer.global_step - self._saved_at >= self.every_n_steps
+        if not due and self._received is None:
+            return
         if trainer.is_last_batch or trainer.fit_loop.epoch_loop._should_accumulate():
             return  # the epoch's end saves after validation; gradients under way cannot be saved
-        due = self.every_n_steps > 0 and trainer.global_step - self._saved_at >= self.every_n_steps
-        if due or self._received is not None:
-            trainer.save_checkpoint(self.last)
-            self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self.last)
+        self._saved_at = trainer.global_step
         self._stop_if_told(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
