@@ -238,6 +238,8 @@ def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> D
     check_resumable(folder, plain, {*changes.values()})
     if "data.root" not in changes.values():
         use_prepared_root(config, today)
+    if isinstance(config.model.get("name"), str):
+        config.model.name = printable(config.model.name, length=100)
     return config
 
 

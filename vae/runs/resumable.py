@@ -1,4 +1,4 @@
-"""Whether the settings of a run folder may be resumed: what they name is built, and it writes files.
+"""Whether the settings of a run folder may be resumed: what they name is built and writes files.
 
 A resumed run builds optimizers, callbacks and loggers as its settings say, so these name classes of
 torch, Lightning and this project, or of a module of one's own that lies outside the run folder.
@@ -63,7 +63,7 @@ def walk(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def target_problem(folder: Path, target: str) -> str | None:
-    """Why a class is not made; a module of the standard library or of the folder is not imported."""
+    """Why a class is not made; no module of the standard library or the folder is imported."""
     top = target.partition(".")[0]
     try:
         spec = importlib.util.find_spec(top)  # of a top-level module: imports nothing
@@ -87,8 +87,8 @@ def target_problem(folder: Path, target: str) -> str | None:
 
 
 def path_problem(folder: Path, key: str, value: str) -> str | None:
-    """Why a text that names a file elsewhere is refused; `data.root` is read alone."""
-    if key == "data.root":
+    """Why a text that names a file elsewhere is refused; `data.root` is only read from."""
+    if key in ("data.root", "model.name"):
         return None
     path = value.removeprefix("sqlite:///").removeprefix("file://")
     absolute = PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()

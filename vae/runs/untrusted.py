@@ -30,7 +30,17 @@ GLOBALS = re.compile(
     r"collections OrderedDict|torch \w+Storage|torch (float|bfloat|int|uint|bool|complex)\d*"
     r"|torch\._utils _rebuild_(tensor_v2|parameter)|torch\.nn\.parameter Parameter"
 )
-CONSTRUCTIONS = ("DUP", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
+CONSTRUCTIONS = (
+    "DUP",
+    "INST",
+    "OBJ",
+    "NEWOBJ",
+    "NEWOBJ_EX",
+    "STACK_GLOBAL",
+    "EXT1",
+    "EXT2",
+    "EXT4",
+)
 MARK: Any = object()  # of the pickle machine
 MAX_BUILDS = 100  # attributes given to an object: torch does so once for each state_dict
 

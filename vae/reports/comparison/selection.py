@@ -88,7 +88,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[str], list[list[Run]]]:
         )
     if len(groups) < 2:
         raise UserError(
-            f"runs: all {len(runs)} are trainings of one setting, and differ in their seed at most; "
+            f"runs: all {len(runs)} are trainings of one setting, their seed aside; "
             "name runs of two settings, or give the means over seeds by vae.summary"
         )
     first = [indices[0] for indices in groups]
