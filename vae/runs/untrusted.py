@@ -168,7 +168,7 @@ def check_pickle(data: bytes) -> None:
         if name == "GLOBAL" and not GLOBALS.fullmatch(str(argument)):
             raise ValueError(str(argument))
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if name == "MEMOIZE" else int(argument)] = stack[-1]
+            memo[len(memo) if name == "MEMOIZE" else int(str(argument))] = stack[-1]
             continue
         if name == "REDUCE" and stack[-2] == "collections OrderedDict" and stack[-1] != ():
             raise ValueError("an OrderedDict made of another object")
@@ -182,7 +182,7 @@ def check_pickle(data: bytes) -> None:
         for made in opcode.stack_after:
             stack.append(MARK if made is pickletools.markobject else None)
         if name in ("GET", "BINGET", "LONG_BINGET"):
-            stack[-1] = memo[int(argument)]
+            stack[-1] = memo[int(str(argument))]
         elif name == "GLOBAL":
             stack[-1] = argument
         elif name == "EMPTY_TUPLE":
