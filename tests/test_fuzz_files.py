@@ -1,12 +1,14 @@
-"""Every file that a command reads, truncated, emptied, with bits flipped or of another run: it is
-read, or refused in lines that name the run folder.
+"""Every file of a run folder, truncated, bit-flipped, emptied, filled with garbage or of another
+run, and every command that reads it: it does its work, or says in single lines what is wrong.
 
-FUZZ=2000 for a long session: that many damaged files in all, each opened by every command.
+FUZZ=2000 for a long session: that many inputs to files alone.
 """
 
+import json
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,125 +16,136 @@ from typing import Any
 import pytest
 from conftest import ROOT, settings
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import vae
-from vae.reports.comparison.selection import open_runs
-from vae.reports.evaluation.load import done, load_and_validate
-from vae.reports.sweep.summary import summarise
-from vae.reports.sweep.table import table
-from vae.runs import portable
+from vae.compare import compare
+from vae.evaluate import evaluate
+from vae.export import export
+from vae.multirun import job
 from vae.runs.errors import RunError, UserError
-from vae.runs.files import write_json
-from vae.runs.folder import checkpoint_to_resume, saved_config
+from vae.runs.folder import saved_config
+from vae.summary import summary
 from vae.train import train
-from vae.training.history import History, read_history
 
-INPUTS = int(os.environ.get("FUZZ", "60"))
-QUICK = ["trainer.max_epochs=2", "trainer.accelerator=cpu", "callbacks=none", "logger=none"]
-MODELS = {"own": ["model.latent_dim=2"], "stranger": ["model=conv", "model.latent_dim=3"]}
-FILES = (
-    *(".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "metrics.json"),
-    *("history.csv", "evaluation.json", "job.json", "environment.json", "logger.json"),
-    *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
-)
-TEXTS = (b"null", b"[]", b"{}", b"1e999", b"\xff\xfe", b'{"val/elbo": 1e400}', b"\0" * 100)
-VALUES = (b"1" + b"0" * 400, b"NaN", b"-1e308", b"[]", b"{}", b'"x"', b"true", b"null", b"0")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of different networks, with every small file that a run may have."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, overrides in MODELS.items():
-        config, run = settings(*QUICK, *overrides), folder / name
-        metrics = train(config, run)
-        write_json(run / "job.json", {"state": "finished", "settings": {"seed": 0}})
-        write_json(run / "evaluation.json", {**metrics, "samples/kind": "mean"})
-        write_json(run / "logger.json", {"WandbLogger": "x"})
-        (run / ".hydra" / "overrides.yaml").write_text("- model.latent_dim=2\n- seed=0\n")
-        (run / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {model: deep}}}\n")
-    return folder
+INPUTS = int(os.environ.get("FUZZ", "80"))
+SHORT = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks=none", "model.latent_dim=2"]
+JUDGED = [
+    *("accelerator=cpu", "iwae.images=2", "iwae.K=[1,2]", "gap.images=0", "ppc.images=0"),
+    *("chain.chains=2", "chain.steps=10", "samples.n=0"),
+]
+GARBAGE = (b"null", b"[]", b"{}", b'"x"', b"1e999", b"\xff\xfe", b"a: &b [*b]", b"a: !!python/x 1")
+VALUES: tuple[Any, ...] = (None, True, -1, 1e308, "", "\x1b[2J", "=1+1", [], [[]], {}, {"a": {}})
 
 
 def command(name: str, *overrides: str) -> Any:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, list(overrides))
+        return compose(name, [*overrides])
 
 
-def damaged(content: bytes, other: bytes, chance: random.Random) -> bytes:
-    kind = chance.choice(("cut", "empty", "bits", "other", "text", "value", "zeros"))
-    if kind == "cut":
-        return content[: chance.randrange(len(content))]
-    if kind == "bits":
-        flipped = bytearray(content)
+def today() -> Any:
+    config = settings(*SHORT)
+    OmegaConf.update(config, "threads", 1)
+    return config
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs with all the files that a command reads."""
+    folder = tmp_path_factory.mktemp("fuzz") / "sweep"
+    for name, more in (("own", []), ("other", ["model=deep", "model.encoder.hidden=[8]"])):
+        run = folder / name
+        (run / ".hydra").mkdir(parents=True)
+        config = settings(*SHORT, *more, *(["model.decoder.hidden=[8]"] if more else []))
+        OmegaConf.save(config, run / ".hydra" / "config.yaml")
+        (run / ".hydra" / "overrides.yaml").write_text(f"[model.latent_dim=2, model.name={name}]")
+        assert job(train, config, run) is not None
+        evaluate(command("evaluate", f"run={run}", *JUDGED))
+    return folder
+
+
+def mutated(data: bytes, other: bytes, chance: random.Random) -> tuple[str, bytes]:
+    """A file's content, changed, and how."""
+    how = chance.choice(("truncated", "flipped", "emptied", "other", "garbage", "value"))
+    if how == "truncated":
+        return how, data[: chance.randrange(len(data) + 1)]
+    if how == "flipped":
+        flipped = bytearray(data)
         for _ in range(chance.choice((1, 3, 30))):
-            flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
-        return bytes(flipped)
-    if kind == "zeros":
-        start = chance.randrange(len(content))
-        return content[:start] + bytes(min(200, len(content) - start)) + content[start + 200 :]
-    if kind == "value" and b": " in content:
-        parts = content.split(b": ")
-        index = chance.randrange(1, len(parts))
-        end = min((i for i in (parts[index].find(c) for c in (b",", b"\n")) if i >= 0), default=0)
-        parts[index] = chance.choice(VALUES) + parts[index][end:]
-        return b": ".join(parts)
-    return {"empty": b"", "other": other}.get(kind, chance.choice(TEXTS))
+            flipped[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        return how, bytes(flipped)
+    if how == "value":
+        try:
+            content = json.loads(data)
+        except ValueError:
+            return how, data.replace(b"0", chance.choice((b"x", b"-", b"\n", b",", b"9" * 400)))
+        content[chance.choice([*content])] = chance.choice(VALUES)
+        return how, json.dumps(content).encode()
+    return how, {"emptied": b"", "other": other}.get(how, chance.choice(GARBAGE))
 
 
-def test_damaged_files_are_read_or_refused_in_a_line(trained: Path, tmp_path: Path):
-    chance = random.Random(0)
-    sweep, run = tmp_path / "sweep", tmp_path / "sweep" / "own"
-    shutil.copytree(trained, sweep)
-    today = settings(*QUICK)
-    judge = command("evaluate", f"run={run}", "accelerator=cpu")
-    write = command("export", f"run={run}")
-
-    def judged() -> None:
-        job = load_and_validate(judge)
-        done(run, job.settings)
-
-    def resumed() -> None:
-        saved_config(run, [], today)
-        checkpoint_to_resume(run)
-        History(run).rows = read_rows(run)
-
-    commands: dict[str, Callable[[], Any]] = {
+def commands(sweep: Path, out: Path) -> dict[str, Callable[[], Any]]:
+    run = sweep / "own"
+    return {
         "load_run": lambda: vae.load_run(run),
-        "evaluate": judged,
-        "compare": lambda: open_runs([str(run), str(sweep / "stranger")]),
-        "summary": lambda: table(summarise(sweep)),
-        "export": lambda: portable.load_and_validate(write),
-        "resume": resumed,
+        "summary": lambda: summary(command("summary", f"sweep={sweep}")),
+        "resume": lambda: train(saved_config(run, [], today()), run),
+        "job": lambda: job(train, today(), run),
+        "evaluate": lambda: evaluate(command("evaluate", f"run={run}", *JUDGED)),
+        "compare": lambda: compare(
+            command("compare", f"runs=[{run},{sweep / 'other'}]", f"out={out}")
+        ),
+        "export": lambda: export(command("export", f"run={run}", f"out={out}")),
     }
-    refused = dict.fromkeys(commands, 0)
-    for number in range(INPUTS):
-        name = FILES[number % len(FILES)]
-        content = (trained / "own" / name).read_bytes()
-        other = (trained / "stranger" / name).read_bytes()
-        (run / name).write_bytes(damaged(content, other, chance))
-        for called, call in commands.items():
-            if called == "summary" and name.startswith("checkpoints"):
-                continue  # reads none
-            try:
-                call()
-            except (UserError, RunError) as error:
-                refused[called] += 1
-                lines = str(error).splitlines()
-                assert all(str(run) in line for line in lines), (number, name, called, lines)
-            except Exception as error:
-                kept = tmp_path / "failing"
-                shutil.copy(run / name, kept)
-                raise AssertionError(f"input {number}: {name} by {called}, {kept}") from error
-        (run / name).write_bytes(content)
-        (sweep / "own" / ".lock").unlink(missing_ok=True)
-    assert all(refused.values()), refused
-    print(f"{INPUTS} damaged files, refused: {refused}")
 
 
-def read_rows(run: Path) -> list[dict[str, float]]:
-    """As a resumed run reads its history."""
-    try:
-        return read_history(run)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+CHEAP = ("load_run", "load_run", "summary", "summary", "resume", "job")
+ALL = (*CHEAP, *CHEAP, "evaluate", "compare", "export")
+
+
+@pytest.mark.parametrize(
+    ("names", "share"),
+    [(CHEAP[:4], 0.25), pytest.param(ALL, 0.75, marks=pytest.mark.slow)],
+    ids=["cheap", "all"],
+)
+def test_damaged_files_are_read_or_refused_in_lines(
+    names: tuple[str, ...], share: float, sweep: Path, tmp_path: Path, capfd: Any
+):
+    chance = random.Random(int(os.environ.get("FUZZ_SEED", "0")))
+    told: Counter[str] = Counter()
+    wrong = []
+    for number in range(max(1, round(INPUTS * share))):
+        shutil.copytree(sweep, tmp_path / str(number))
+        here = tmp_path / str(number)
+        files = [p for p in sorted((here / "own").rglob("*")) if p.is_file() and p.stat().st_size]
+        file = chance.choice(files)
+        twin = here / "other" / file.relative_to(here / "own")
+        data = file.read_bytes()
+        how, content = mutated(data, twin.read_bytes() if twin.is_file() else b"\0", chance)
+        file.write_bytes(content)
+        name = chance.choice(names)
+        if name == "resume" or (name == "job" and chance.random() < 0.7):
+            (here / "own" / "metrics.json").unlink(missing_ok=True)
+        case = f"{name}, {file.relative_to(here)} {how}"
+        try:
+            commands(here, here / "out")[name]()
+            told["done"] += 1
+        except (UserError, RunError) as error:
+            told["refused"] += 1
+            if str(here) not in str(error) and "=" not in str(error):
+                wrong.append(f"{case}: names nothing: {error}")
+            if any("\x1b" in line or not line for line in str(error).split("\n")):
+                wrong.append(f"{case}: {error!r}")
+        except Exception as error:
+            wrong.append(f"{case}: {type(error).__name__}: {error}")
+        if name == "job":
+            record = json.loads((here / "own" / "job.json").read_text())
+            lines = [str(p) for p in record.get("problems", [])]
+            unforeseen = [p for p in lines if p.split(":")[0].endswith("Error")]
+            wrong += [f"{case}: {p}" for p in unforeseen]
+        shutil.rmtree(here)
+    shown = capfd.readouterr()
+    assert not wrong, "\n".join(wrong)
+    assert "Traceback" not in shown.out + shown.err
+    assert told["done"] > 0
+    assert told["refused"] > 0
