@@ -8,9 +8,11 @@ EXTRAS ?= dev,joblib,submitit,optuna
 SEEDS ?= 1
 # How `make lab` judges each run: within half a minute, samples included.
 EVALUATE ?= +preset=quick
+# How `make study` judges each run.
+JUDGE ?= +preset=study
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab train evaluate compare networks sweep tensorboard bench \
+.PHONY: help install lab study train evaluate compare networks sweep tensorboard bench \
 	test test-all torture check
 
 help: ## what can be made
@@ -38,6 +40,17 @@ lab: $(VENV)/installed ## the main job: train baseline and deep on MNIST and com
 	$(RUN) -m vae.evaluate "runs=$$runs" $(EVALUATE); \
 	$(RUN) -m vae.compare "runs=$$runs" out=outputs/$$stamp-compare; \
 	echo "'make tensorboard' shows the runs on the dashboard."
+
+STUDY := complexity complexity_encoder complexity_decoder
+comma := ,
+
+study: $(VENV)/installed ## does the generative ability grow with the networks? three sweeps and one page; resumes where it stopped
+	@set -e; for name in $(STUDY); do \
+		$(RUN) -m vae.train --multirun +experiment=$$name hydra.sweep.dir=outputs/study/$$name $(ARGS); \
+	done; \
+	runs="[$(subst $() ,$(comma),$(STUDY:%=outputs/study/%))]"; \
+	$(RUN) -m vae.evaluate "runs=$$runs" $(JUDGE); \
+	$(RUN) -m vae.compare "runs=$$runs" page=study out=outputs/study
 
 train: $(VENV)/installed ## one run: make train ARGS="model=deep model.latent_dim=8"
 	$(RUN) -m vae.train $(ARGS)

@@ -7,10 +7,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a c
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +33,12 @@ def settings(*overrides: str) -> DictConfig:
     digits."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", ["data=digits", f"data.root={ROOT / 'data'}", *overrides])
+
+
+def composed_command(command: str, *overrides: str) -> DictConfig:
+    """The settings that `python -m vae.<command>` would have with these overrides."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(command, [*overrides])
 
 
 def run_vae(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -76,6 +84,36 @@ def at_optimum(images: torch.Tensor, m: int, sigma: float) -> VAE:
         Encoder(m, image_shape=shape), Decoder(m, image_shape=shape), m, sigma, image_shape=shape
     )
     return set_linear(model, weights).float().requires_grad_(False).eval()
+
+
+@pytest.fixture
+def open_page() -> Iterator[Callable[[Path, int], Any]]:
+    """Opens an HTML file in Chromium at a width; a page has failed where a picture is broken, the
+    console said something, or it is wider than the window."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("needs Chromium")
+    flags = ("no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync")
+    flags += ("disable-component-update",)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program, args=["--headless", *(f"--{flag}" for flag in flags)]
+        )
+
+        def opened(path: Path, width: int) -> Any:
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            said: list[str] = []
+            page.on("console", lambda message: said.append(message.text))
+            page.goto(path.resolve().as_uri())
+            broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+            assert page.evaluate(broken) == 0
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert said == []
+            return page
+
+        yield opened
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

@@ -259,6 +259,38 @@ def test_the_learning_step_resumes_sweeps_and_is_judged(
     assert "penalty" in compare(config("compare", f"runs=[{both}]", "out=both")).read_text()
 
 
+@pytest.mark.slow
+def test_a_metric_and_a_setting_are_added_where_the_page_says(tmp_path: Path):
+    """The edits of the page in a copy of the project: the metric is everywhere, the setting is
+    checked and used."""
+    shown = r"^`([\w./]+)`, after `([^`]+)`:\n\n```\w+\n(.*?)```"
+    edits = re.findall(shown, DOCUMENTS[OWN], re.DOTALL | re.MULTILINE)
+    assert len({path for path, _, _ in edits}) == 5
+    for name in ("vae", "conf", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for path, line, text in edits:
+        old = (tmp_path / path).read_text()
+        before = next(
+            each for each in old.splitlines() if each.startswith(line) or each.strip() == line
+        )
+        (tmp_path / path).write_text(old.replace(before + "\n", f"{before}\n{text}", 1))
+
+    def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
+        short = ["data=digits", "callbacks=none", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+        command = [sys.executable, "-m", "vae.train", *short, "hydra.run.dir=run", *overrides]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+
+    refused = run("matmul_precision=best")
+    assert refused.returncode == 2
+    assert "error: matmul_precision=best must be highest | high | medium" in refused.stderr
+    done = run("matmul_precision=high")
+    assert done.returncode == 0, done.stderr
+    metrics = timeless_metrics(tmp_path / "run")
+    for split in ("train", "val", "test"):
+        assert metrics[f"{split}/active"] == 32 - metrics[f"{split}/collapsed"]
+    assert read_history(tmp_path / "run")[0]["val/active"] == metrics["val/active"]
+
+
 def vae_model(folder: Path):
     import vae
 

@@ -1,13 +1,14 @@
 """Images of any size and number of channels, from training to the page."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from conftest import composed_command
+from omegaconf import OmegaConf
 
 from vae.compare import compare
 from vae.evaluate import evaluate
@@ -69,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path
         for name, (kind, shape, val_size, epochs) in SETS.items():
             for model in ("deep", "conv"):
                 run = folder / f"{name}-{model}"
-                config = composed(
+                config = composed_command(
                     "train",
                     f"model={model}",
                     f"data._target_=shapes.{kind}",
@@ -90,14 +91,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path
         yield found
 
 
-def composed(command: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(command, [*overrides])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
-def test_from_training_to_the_page(name: str, runs: dict[tuple[str, str], Path]):
+def test_from_training_to_the_page(
+    name: str, runs: dict[tuple[str, str], Path], open_page: Callable[[Path, int], Any]
+):
     _, shape, _, _ = SETS[name]
     folders = [runs[name, model] for model in ("deep", "conv")]
     for folder in folders:
@@ -114,7 +112,7 @@ def test_from_training_to_the_page(name: str, runs: dict[tuple[str, str], Path])
         assert {"reconstructions", "prior_samples", "chain", "posterior_collapse"} <= pictures
         # The whole evaluation, samples included, agrees with what training tested.
         judged = evaluate(
-            composed(
+            composed_command(
                 "evaluate", f"run={folder}", "allow=[shapes]", "iwae.images=50", "iwae.K=[1,10]",
                 "gap.images=4", "gap.steps=30", "chain.chains=20", "chain.steps=100",
                 "samples.n=200", "ppc.images=4", "classifier.epochs=1",
@@ -125,8 +123,11 @@ def test_from_training_to_the_page(name: str, runs: dict[tuple[str, str], Path])
         assert torch.isfinite(torch.tensor(judged["samples/fid"]))
     out = folders[0].parent / f"page-{name}"
     page = compare(
-        composed("compare", f"runs=[{folders[0]},{folders[1]}]", f"out={out}", "allow=[shapes]")
+        composed_command(
+            "compare", f"runs=[{folders[0]},{folders[1]}]", f"out={out}", "allow=[shapes]"
+        )
     )
     content = json.loads((out / "comparison.json").read_text())
-    assert page.stat().st_size > 50_000
+    for width in (1300, 390):
+        assert open_page(page, width).locator("#samples img").count() == 2
     assert len(content["entries"]) == 2

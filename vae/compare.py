@@ -1,6 +1,10 @@
-"""Compares trained runs on one page: python -m vae.compare runs=[<folder>,<folder>] [out=…]."""
+"""Compares trained runs on one page: python -m vae.compare runs=[<folder>,<folder>] [out=…].
+
+`page=study` shows measures against the complexity of the networks instead.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -34,6 +38,8 @@ def compare(config: DictConfig) -> Path:
 
     # 1. The runs, and whether they can be compared.
     settings = validated(config, CompareSettings)
+    if settings["page"] == "study":
+        return study(settings)
     runs = open_runs(settings["runs"], tuple(settings["allow"]))
     data = common_data(runs, tuple(settings["allow"]))
 
@@ -56,6 +62,17 @@ def compare(config: DictConfig) -> Path:
         print(f"{heading}: {' '.join(texts)}")
     print(f"page: {out / 'index.html'}")
     return out / "index.html"
+
+
+def study(settings: dict[str, Any]) -> Path:
+    """Write `study.html`, `study.json` and `study.md`; returns the page's path."""
+    from vae.reports.study.write import write_study
+
+    page, sentences = write_study(settings)
+    for heading, texts in sentences.items():
+        print(f"{heading} {' '.join(texts)}")
+    print(f"page: {page}")
+    return page
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class CompareSettings:
     """conf/compare.yaml."""
 
     runs: Annotated[RunFolder | list[RunFolder], doc("[<run folder>,<run folder>]")]
+    page: Literal["comparison", "study"]
     allow: Modules
     out: Folder
 

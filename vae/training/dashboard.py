@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
 from vae.runs.identity import affects_result, observes
 
@@ -46,6 +44,8 @@ METRICS = {  # by tag
 
 def log_image(logger: TensorBoardLogger, name: str, path: Path, step: int) -> None:
     """A PNG or GIF as it is: add_image would encode it again, and cannot take an animation."""
+    from tensorboard.compat.proto.summary_pb2 import Summary  # slow, and other loggers do without
+
     value = Summary.Value(tag=name, image=Summary.Image(encoded_image_string=path.read_bytes()))
     logger.experiment._get_file_writer().add_summary(Summary(value=[value]), step)
 
@@ -56,6 +56,9 @@ def log_hparams(logger: TensorBoardLogger, hparams: Mapping[str, str | float]) -
     TensorBoard takes its columns from one of the runs, so all have the same. It sorts them, first
     those marked as different between runs, then by name, and at first shows the first five.
     """
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
     # 1. The columns.
     text, number = api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_FLOAT64
     infos = [

@@ -28,14 +28,19 @@ from vae.reports.comparison.statistics import LEVEL
 STRIP = (0, 1, 3, 10, 30, STEPS)  # steps of the chain that print
 
 
-def render_template(template: str, entries: Sequence[dict[str, Any]], **values: Any) -> str:
+def render_template(
+    template: str,
+    entries: Sequence[dict[str, Any]],
+    folders: Sequence[Path] = (),
+    **values: Any,
+) -> str:
     """A page as text; whatever comes from a run (names, settings, evaluations) is escaped.
 
-    `entries` are dictionaries with at least a name and a colour.
+    `entries` are dictionaries with at least a name and a colour; `folders` have further templates.
     """
     folder = Path(__file__).parent
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader([folder, *folders]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,0 +1,56 @@
+"""What is imported before something is said or trained: seconds of every start."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+HEAVY = {"torch", "lightning", "numpy", "pandas", "matplotlib", "pydantic", "tensorboard"}
+HEAVY |= {"imageio", "PIL", "scipy", "optuna", "sqlalchemy", "joblib", "jinja2"}
+# what a run needs in its steps, and what Lightning and torch import anyway
+NEEDED = {"torch", "lightning", "numpy", "pydantic", "matplotlib", "PIL", "scipy"}
+
+
+def imported(code: str) -> set[str]:
+    """Heavy modules that are there once the code has run in a process of its own."""
+    shown = "import sys; print('IMPORTED', *{m.split('.')[0] for m in sys.modules})"
+    line = [sys.executable, "-c", f"{code}\n{shown}"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert "IMPORTED" in done.stdout, done.stderr
+    return {*done.stdout.rpartition("IMPORTED")[2].split()} & HEAVY
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """It answers within a second because it waits for nothing."""
+    call = "\n".join(
+        [
+            "import sys",
+            "from hydra.core.global_hydra import GlobalHydra",
+            "from vae import compare, evaluate, export, summary, train",
+            "for command in (train.main, evaluate.main, compare.main, summary.main, export.main):",
+            "    sys.argv = ['vae', '--cfg', 'job']",
+            "    GlobalHydra.instance().clear()",
+            "    try: command()",
+            "    except SystemExit: pass",
+        ]
+    )
+    assert imported(call) == set()
+
+
+def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
+    """Up to its first step: neither tables nor loggers, encoders and sweepers that it has not."""
+    arguments = ["data=digits", "trainer.accelerator=cpu", "logger=none", "callbacks=none"]
+    call = "\n".join(
+        [
+            "import sys, vae.train, vae.training",
+            "class FirstStep(Exception): pass",
+            "def stop(*_): raise FirstStep",
+            "vae.training.LitVAE.training_step = stop",
+            f"sys.argv = ['vae.train', 'hydra.run.dir={tmp_path / 'run'}', *{arguments}]",
+            "try: vae.train.cli()",
+            "except (FirstStep, SystemExit): pass",
+        ]
+    )
+    assert imported(call) <= NEEDED
+    assert (tmp_path / "run" / "environment.json").is_file()  # it came as far as fitting

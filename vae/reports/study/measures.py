@@ -1,0 +1,55 @@
+"""What a study measures of each architecture, which direction is better, and what bounds it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vae.reports.comparison import sample_verdict
+from vae.reports.study.ladder import Point
+
+
+class Measure(NamedTuple):
+    key: str  # of metrics.json, evaluation.json or vae.reports.study.ladder
+    title: str
+    unit: str
+    better: int  # 1: higher is better, −1: lower; 0: neither, it is only shown
+    floor: str | None = None  # the metric that the linear optimum, or training images, have
+    floor_name: str = ""
+    ceiling: Callable[[Point], float | None] = lambda point: None
+    target: float | None = None  # the best value, where neither higher nor lower is better
+
+
+def elbo_cap(point: Point) -> float | None:
+    """−(D/2) log(2π σ²) for Gaussian pixels: no VAE's density at this sigma is above it."""
+    cap: Any = point.metrics[0].get("cap/elbo")
+    return None if cap is None else float(cap)
+
+
+OPTIMUM = "best linear VAE, closed form"
+REAL = "training images against test images"
+ELBO = Measure("test/elbo", "test ELBO", "nats", 1, "oracle/test_elbo", OPTIMUM, elbo_cap)
+REFITTED = Measure(
+    "refit/test_elbo", "test ELBO, sigma refitted", "nats", 1, "refit/oracle_test_elbo", OPTIMUM
+)
+LOG_P = Measure(
+    "bound/log_p", "lower bound on log p(x)", "nats", 1, "oracle/test_elbo", OPTIMUM, elbo_cap
+)
+GAP = Measure("gap/total", "inference gap", "nats", -1)
+ACTIVE = Measure("active", "active latents", "latents", 0, "oracle/active", OPTIMUM)
+CHAIN = Measure("chain/limit_kl", "distance of the chain's law from the prior", "nats", -1)
+TRAIN = Measure("train/elbo", "training ELBO", "nats", 1, "oracle/train_elbo", OPTIMUM, elbo_cap)
+OVERFIT = Measure("overfit", "train − test ELBO, less the linear optimum's", "nats", -1)
+SAMPLES = tuple(
+    Measure(
+        each.key,
+        each.name if "1-NN" in each.name else f"{each.name} of samples",
+        "",
+        each.sign,
+        f"{each.key}_floor",
+        REAL,
+        target=each.best,
+    )
+    for each in sample_verdict.MEASURES
+)
+FRECHET = SAMPLES[0]
+MEASURES = (ELBO, REFITTED, LOG_P, GAP, ACTIVE, *SAMPLES, CHAIN, TRAIN, OVERFIT)
+GENERATIVE = (ELBO, REFITTED, LOG_P, *SAMPLES, CHAIN)  # what a better generative model improves

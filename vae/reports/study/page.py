@@ -1,0 +1,75 @@
+"""study.html: the comparison's page machinery around charts, pictures and words of a study."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vae.plots.palette import run_colour
+from vae.reports.comparison.measure import IMAGES
+from vae.reports.comparison.measure import SAMPLES as SAMPLED
+from vae.reports.comparison.page import render_template
+from vae.reports.comparison.statistics import Measured
+from vae.reports.comparison.tables import NOTHING, Cell, plain, spread
+from vae.reports.study.charts import ladders, measure_chart
+from vae.reports.study.comparisons import Comparisons
+from vae.reports.study.effects import MARK
+from vae.reports.study.ladder import Point
+from vae.reports.study.measures import MEASURES, SAMPLES, Measure
+from vae.reports.study.networks import Networks
+
+
+def render(comparisons: Comparisons, sentences: dict[str, list[str]], networks: Networks) -> str:
+    """The page as text."""
+    points = comparisons.points
+    shown = [m for m in MEASURES if any(p.measured(m.key) for p in points)]
+    first = points[0].metrics[0]
+    return render_template(
+        "study.html",
+        [
+            {"name": ladder, "colour": run_colour(place)}
+            for place, ladder in enumerate(ladders(points))
+        ],
+        folders=[Path(__file__).parent],
+        points=points,
+        trainings=sorted({len(point.folders) for point in points}),
+        verdict=sentences,
+        comparisons=comparisons.number,
+        mark=MARK,
+        charts=[(m, measure_chart(points, m), dashes(points, m)) for m in shown],
+        tables=[
+            (caption, [m.title for m in part], [(point, row(point, part)) for point in points])
+            for caption, part in (
+                ("ELBO, latents and chain", [m for m in shown if m not in SAMPLES]),
+                ("Samples", [m for m in shown if m in SAMPLES]),
+            )
+            if part
+        ],
+        rungs=networks.rungs,
+        originals=networks.originals,
+        images=IMAGES,
+        samples=SAMPLED,
+        test_images=int(first.get("test/images", 0)),
+    )
+
+
+def row(point: Point, shown: Sequence[Measure]) -> list[Cell]:
+    """Parameters, trainings and every measure with both errors."""
+    cells = [
+        Cell(f"{point.parameters:,}", point.parameters),
+        Cell(str(len(point.folders)), len(point.folders)),
+    ]
+    return cells + [measured_cell(point.measured(measure.key)) for measure in shown]
+
+
+def measured_cell(measured: Measured | None) -> Cell:
+    if measured is None:
+        return NOTHING
+    return plain(measured.mean, measured.se)._replace(below=spread(measured))
+
+
+def dashes(points: Sequence[Point], measure: Measure) -> str:
+    """What is dashed in a chart."""
+    floor = points[0].measured(measure.floor) if measure.floor else None
+    text = f"dashes: {measure.floor_name}, {floor.mean:.4g}" if floor is not None else ""
+    if (ceiling := measure.ceiling(points[0])) is not None:
+        text += f"; no VAE at this sigma exceeds {ceiling:.1f}"
+    return text
