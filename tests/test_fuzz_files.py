@@ -32,7 +32,7 @@ INPUTS = int(os.environ.get("FUZZ", "80"))
 SHORT = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks=none", "model.latent_dim=2"]
 JUDGED = [
     *("accelerator=cpu", "iwae.images=2", "iwae.K=[1,2]", "gap.images=0", "ppc.images=0"),
-    *("chain.chains=2", "chain.steps=10", "samples.n=0"),
+    *("chain.chains=2", "chain.steps=100", "samples.n=0"),
 ]
 GARBAGE = (b"null", b"[]", b"{}", b'"x"', b"1e999", b"\xff\xfe", b"a: &b [*b]", b"a: !!python/x 1")
 VALUES: tuple[Any, ...] = (None, True, -1, 1e308, "", "\x1b[2J", "=1+1", [], [[]], {}, {"a": {}})
