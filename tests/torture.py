@@ -1,5 +1,5 @@
 """Kill training runs at random moments, resume each, and count what was lost: python
-tests/torture.py --kills 200
+tests/torture.py --kills 200 --kinds run. The other kinds are those of torture_commands.py.
 
 Every run is a fork of this process, which has imported everything and computed nothing, so a kill
 costs a second or two. A quarter of the kills come by the clock, a quarter while a checkpoint is
@@ -230,10 +230,21 @@ def saved_step(run: Path) -> int | None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=100, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default="all", help="run, and those of torture_commands.KINDS")
+    parser.add_argument("--minutes", type=float, default=30, help="at most for each kind but run")
     arguments = parser.parse_args()
+    from torture_commands import KINDS, torture_commands
+
+    kinds = ["run", *KINDS] if arguments.kinds == "all" else arguments.kinds.split(",")
+    counts = {}
     with tempfile.TemporaryDirectory() as scratch:
-        lost = torture(arguments.kills, arguments.seed, Path(scratch))
-    print(f"{arguments.kills} kills, {lost} runs lost or different")
-    sys.exit(lost > 0)
+        if "run" in kinds:
+            lost = torture(arguments.kills, arguments.seed, Path(scratch))
+            counts["run"] = (arguments.kills, lost)
+        others, seconds = [kind for kind in kinds if kind != "run"], 60 * arguments.minutes
+        counts |= torture_commands(others, arguments.kills, arguments.seed, seconds, Path(scratch))
+    for kind, (kills, lost) in counts.items():
+        print(f"{kind}: {kills} kills, {lost} lost or different")
+    sys.exit(any(lost for _, lost in counts.values()))

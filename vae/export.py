@@ -4,6 +4,7 @@ python -m vae.export run=<run folder> [out=<folder>] [format=torch|onnx]
 """
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def export(config: DictConfig) -> dict[str, Any]:
     out = Path(settings["out"] or run.folder / "export")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as partial:
+        remove_partial(out)
+        with tempfile.TemporaryDirectory(prefix=f".partial-{os.getpid()}-", dir=out) as partial:
             # 2. Each network written, read back and compared.
             for name, network in (
                 ("encoder", portable.Encode(model)),
@@ -73,6 +75,17 @@ def export(config: DictConfig) -> dict[str, Any]:
         difference = exported[name]["largest_difference"]
         print(f"{out / exported[name]['file']}: read back, off by {difference:.1e} at most")
     return exported
+
+
+def remove_partial(out: Path) -> None:
+    """Take away what exports left that were killed; another that runs now keeps its own."""
+    for partial in out.glob(".partial-*-*"):
+        try:
+            os.kill(int(partial.name.split("-")[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(partial, ignore_errors=True)
+        except (ValueError, OSError):
+            continue
 
 
 if __name__ == "__main__":

@@ -21,7 +21,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vae.runs.errors import RunError, UserError
-from vae.runs.files import folder_lock, is_rank_zero, make_unique_folder, read_json, write_json
+from vae.runs.files import (
+    atomic_write,
+    folder_lock,
+    is_rank_zero,
+    make_unique_folder,
+    read_json,
+    write_json,
+)
 from vae.runs.gpu import one_gpu
 from vae.runs.identity import different_results
 
@@ -55,6 +62,7 @@ def job(
             metrics = finished_metrics(folder, settings)
             if metrics:
                 log.info("finished already: %s", folder)
+                restore_settings(folder, settings)
                 if read_json(folder / "job.json").get("state") != "finished":
                     write_job(folder, "finished", settings)
                 return finite_elbo(metrics)
@@ -137,6 +145,19 @@ def finished_metrics(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 f"{', '.join(other)}; sweep into another folder"
             )
     return metrics
+
+
+def restore_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Hydra has written a finished run's settings again, unresolved: keep them as the run had them.
+
+    Else its folder would need this machine's environment, and a summary would not see that it
+    repeats the training of a run that is resolved.
+    """
+    before = read_json(folder / "job.json").get("settings")
+    settings = before if isinstance(before, dict) else settings
+    if (folder / ".hydra").is_dir():
+        text = OmegaConf.to_yaml(OmegaConf.create(settings | {"resume": None}))
+        atomic_write(folder / ".hydra" / "config.yaml", text)
 
 
 def refuse_several_devices(config: DictConfig) -> None:

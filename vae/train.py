@@ -115,8 +115,8 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     model = build("model")
     build.problems += incompatibilities(model, data)
     parts = {"objective": build("objective"), "optimizer": build("optimizer")}
-    build("scheduler")
-    parts["scheduler"] = as_schedule(build.config["scheduler"], build.instantiate)
+    node = build.config["scheduler"] if build("scheduler") is not None else None
+    parts["scheduler"] = as_schedule(node, build.instantiate)
 
     # 2. What goes along: callbacks, the logger, signals.
     resume = runs.checkpoint_to_resume(folder)

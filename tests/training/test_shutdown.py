@@ -3,6 +3,7 @@ line says so."""
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,9 +28,21 @@ from vae.training.module import LitVAE
 def test_killed_runs_end_as_if_left_alone():
     """A few kills of `make torture`: by the clock, while saving, by a signal."""
     command = [sys.executable, str(ROOT / "tests" / "torture.py"), "--kills", "6", "--seed", "3"]
+    command += ["--kinds", "run"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
-    assert "6 kills, 0 runs lost or different" in done.stdout
+    assert "run: 6 kills, 0 lost or different" in done.stdout
+
+
+@pytest.mark.slow
+def test_killed_commands_and_studies_end_as_if_left_alone():
+    """One or two kills of each of two cheap kinds of `make torture`."""
+    command = [sys.executable, str(ROOT / "tests" / "torture.py"), "--kills", "2", "--seed", "1"]
+    command += ["--kinds", "summary,optuna", "--minutes", "0.4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    for kind in ("summary", "optuna"):
+        assert re.search(rf"^{kind}: [12] kills, 0 lost or different$", done.stdout, re.MULTILINE)
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path):

@@ -19,6 +19,9 @@ from vae.plots.palette import ORACLE, TRAIN, VAL  # noqa: F401
 if TYPE_CHECKING:  # the summary of a sweep plots without waiting for torch
     from torch import Tensor
 
+# A name with dollars is text: as a formula it may not parse, and would end the command.
+matplotlib.rcParams["text.parse_math"] = False
+
 PANEL = 6.5  # inches: the width of a picture of the run folder, for a dashboard's card or a slide
 
 

@@ -17,12 +17,12 @@ from vae.runs.printable import printable
 MAX_JSON_BYTES = 32_000_000
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Write a file that is there complete or as it was before."""
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file that is there complete or as it was before; text as UTF-8."""
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)  # of a process that was killed; or a link, not to be followed
-    with partial.open("x", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("xb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
 
 
@@ -49,12 +49,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> dict[str, float | None]:
-    """The numbers of a JSON file by their keys; None for those that are not finite."""
+    """The numbers of a JSON file by their keys; None for those that are not finite.
+
+    An integer larger than every float is not finite either.
+    """
     return {
-        printable(key): finite(value)
+        printable(key): finite(value) if isinstance(value, float) else as_finite(value)
         for key, value in read_json(path).items()
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     }
+
+
+def as_finite(value: int | None) -> int | None:
+    return value if value is None or abs(value) < 1e300 else None
 
 
 def finite(value: Any) -> Any:

@@ -22,8 +22,15 @@ from vae.runs.errors import UserError, first_line, resolved
 from vae.runs.files import atomic_write, read_metrics
 from vae.runs.identity import may_change_on_resume
 from vae.runs.printable import printable
+from vae.runs.resumable import check_resumable, resolver_keys, use_prepared_root
 from vae.runs.signatures import node_problems
-from vae.runs.untrusted import check_checkpoint, check_links, check_targets, read_settings
+from vae.runs.untrusted import (
+    check_checkpoint,
+    check_links,
+    check_sizes,
+    check_targets,
+    read_settings,
+)
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +207,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise UserError(f"{path} holds no weights")
+    check_sizes(path, state)
     return checkpoint
 
 
@@ -223,8 +231,15 @@ def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> D
         raise UserError(*refused)
     config = OmegaConf.merge({key: today[key] for key in today if key not in saved}, saved)
     assert isinstance(config, DictConfig)
-    for key in changes.values():  # what was taken away with ~ is null
+    unresolved = resolver_keys(folder / SETTINGS)  # of a run that was killed before it began
+    for key in [*unresolved, *changes.values()]:  # what was taken away with ~ is null
         OmegaConf.update(config, key, OmegaConf.select(today, key), merge=False)
+    plain: Any = OmegaConf.to_container(config)
+    check_resumable(folder, plain, {*changes.values()})
+    if "data.root" not in changes.values():
+        use_prepared_root(config, today)
+    if isinstance(config.model.get("name"), str):
+        config.model.name = printable(config.model.name, length=100)
     return config
 
 

@@ -27,10 +27,22 @@ REFERENCE = re.compile(r"\$\{(\.*[\w.]*)\}")  # to another setting; what has a c
 
 # What a checkpoint of tensors, numbers, text, lists and mappings needs of torch's weights_only.
 GLOBALS = re.compile(
-    r"collections OrderedDict|torch Size|torch device|torch \w+Storage"
-    r"|torch (float|bfloat|int|uint|bool|complex)\d*|_codecs encode"
+    r"collections OrderedDict|torch \w+Storage|torch (float|bfloat|int|uint|bool|complex)\d*"
     r"|torch\._utils _rebuild_(tensor_v2|parameter)|torch\.nn\.parameter Parameter"
 )
+CONSTRUCTIONS = (
+    "DUP",
+    "INST",
+    "OBJ",
+    "NEWOBJ",
+    "NEWOBJ_EX",
+    "STACK_GLOBAL",
+    "EXT1",
+    "EXT2",
+    "EXT4",
+)
+MARK: Any = object()  # of the pickle machine
+MAX_BUILDS = 100  # attributes given to an object: torch does so once for each state_dict
 
 
 def check_links(folder: Path) -> None:
@@ -139,12 +151,57 @@ def check_checkpoint(path: Path) -> None:
 
 
 def check_pickle(data: bytes) -> None:
-    """Raise ValueError where a pickle names anything but OrderedDicts and tensors."""
+    """Raise ValueError where a pickle names anything but OrderedDicts and tensors, or repeats them.
+
+    A pickle of a megabyte can have a large list copied a hundred thousand times, by OrderedDicts
+    made from it. Those of torch are made empty, then filled. So the pickle's stack is followed as
+    pickletools describes it: None stands for whatever is neither a name nor the empty tuple.
+    """
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    builds = 0
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            raise ValueError(opcode.name)
-        if opcode.name == "GLOBAL" and not GLOBALS.fullmatch(str(argument)):
+        name = opcode.name
+        builds += name == "BUILD"
+        if name in CONSTRUCTIONS or builds > MAX_BUILDS:
+            raise ValueError(name)
+        if name == "GLOBAL" and not GLOBALS.fullmatch(str(argument)):
             raise ValueError(str(argument))
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else int(str(argument))] = stack[-1]
+            continue
+        if name == "REDUCE" and stack[-2] == "collections OrderedDict" and stack[-1] != ():
+            raise ValueError("an OrderedDict made of another object")
+        before = opcode.stack_before
+        if pickletools.markobject in before:
+            while stack.pop() is not MARK:
+                pass
+            before = before[: before.index(pickletools.markobject)]
+        for _ in before:
+            stack.pop()
+        for made in opcode.stack_after:
+            stack.append(MARK if made is pickletools.markobject else None)
+        if name in ("GET", "BINGET", "LONG_BINGET"):
+            stack[-1] = memo[int(str(argument))]
+        elif name == "GLOBAL":
+            stack[-1] = argument
+        elif name == "EMPTY_TUPLE":
+            stack[-1] = ()
+
+
+def check_sizes(path: Path, state: Mapping[str, Any]) -> None:
+    """Raise UserError for weights that take more memory, once copied, than the file has bytes.
+
+    One number of a file, with a stride of 0, stands for a tensor of any size.
+    """
+    total = 0
+    for name, tensor in state.items():
+        size = tensor.numel() * tensor.element_size()
+        total += size
+        if size > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path}: {printable(name)} is larger than what the file holds of it")
+    if total > path.stat().st_size:
+        raise UserError(f"{path}: its weights are larger than the file")
 
 
 def check_targets(

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import lightning.pytorch as L
 
+from vae.runs.errors import UserError
 from vae.runs.files import atomic_write
 
 HISTORY = "history.csv"
+MAX_BYTES = 100_000_000
 COLUMNS = (
     *("epoch", "step", "train/elbo", "train/log_likelihood", "train/kl", "train/objective"),
     *("val/elbo", "val/log_likelihood", "val/kl", "val/collapsed"),
@@ -29,7 +31,11 @@ class History(L.Callback):
         self.rows: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.rows = [r for r in read_history(self.folder) if r["step"] <= trainer.global_step]
+        try:
+            rows = read_history(self.folder)
+        except ValueError as error:
+            raise UserError(f"{error}; take the file away to resume without its rows") from error
+        self.rows = [row for row in rows if row["step"] <= trainer.global_step]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or is_trial(trainer) or not trainer.is_global_zero:
@@ -84,11 +90,13 @@ def read_history(folder: str | Path) -> list[dict[str, float]]:
     path = Path(folder) / HISTORY
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"epoch", "step"} <= {*(reader.fieldnames or ())}:
-            raise ValueError(f"{path} has no columns epoch and step")
-        try:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES} bytes")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not {"epoch", "step"} <= {*(reader.fieldnames or ())}:
+                raise ValueError("it has no columns epoch and step")
             return [{name: float(text or "nan") for name, text in row.items()} for row in reader]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
+    except (OSError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: {error}") from error

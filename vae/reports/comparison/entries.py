@@ -1,6 +1,5 @@
 """An entry of a comparison: the trainings of one setting, with means and errors over them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +71,9 @@ def learns_sigma(entry: Entry) -> bool:
 def value_of(training: Training, key: str) -> float | None:
     """A finite number from the metrics, or from evaluation.json where the metrics lack it."""
     value: Any = training.metrics.get(key, training.evaluation.get(key))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not -1e300 < value < 1e300:  # NaN, infinite, or an integer larger than every float
         return None
     return float(value)
 

@@ -20,6 +20,7 @@ from vae.models.vae import count_parameters
 from vae.reports.comparison.limit import best_limit, best_mixing
 from vae.reports.comparison.sigma import refit
 from vae.reports.comparison.statistics import standard_error
+from vae.runs.files import MAX_JSON_BYTES
 from vae.runs.folder import BEST, LAST, Run
 from vae.runs.identity import flatten
 from vae.theory.linear import affine_weights, linear_elbo
@@ -217,10 +218,12 @@ def read_evaluation(folder: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"it is larger than {MAX_JSON_BYTES} bytes")
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
             raise ValueError("it holds no metrics by name")
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"evaluation.json cannot be read ({error})")
         return {}
     weights = folder / BEST if (folder / BEST).is_file() else folder / LAST

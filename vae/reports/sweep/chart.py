@@ -61,7 +61,7 @@ def summary_figure(summary: Summary) -> Figure:
     trainings; closed forms are dashed.
     """
     title = f"{summary.folder.name}: {summary.count_states()}"
-    figure = new_figure(13, 7, title.replace("$", r"\$"))
+    figure = new_figure(13, 7, title)
     panels = list(figure.subplots(2, 3).flat)
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.09, top=0.9, wspace=0.24, hspace=0.38)
     x_axis = XAxis([group.x for group in summary.groups])
@@ -77,7 +77,7 @@ def summary_figure(summary: Summary) -> Figure:
             plot_closed_form(axes, summary.groups, closed_form, x_axis)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
-        x_axis.apply(axes, summary.x.replace("$", r"\$"))
+        x_axis.apply(axes, summary.x)
     write_legend(panels[-1], panels[0], summary)
     return figure
 
@@ -87,7 +87,7 @@ def plot_line(
 ) -> None:
     places = [x_axis.place(group.x) for group in groups]
     means: Any = [group.mean[name] for group in groups]
-    label = groups[0].line.replace("$", r"\$") or None if groups else None
+    label = groups[0].line or None if groups else None
     colour = run_colour(place)
     style = run_dashes(place) if connected else "none"
     axes.plot(places, means, linestyle=style, color=colour, marker="o", markersize=4, label=label)
@@ -142,5 +142,4 @@ def write_legend(axes: Axes, source: Axes, summary: Summary) -> None:
     if best is not None:
         settings = textwrap.wrap(summary.name(best), 48, break_on_hyphens=False)[:6]
         text += "\n".join([f"best val ELBO {best.metrics['val/elbo']:.2f}:", *settings])
-    text = text.replace("$", r"\$")
     axes.text(0, 0, text, transform=axes.transAxes, fontsize=9, va="bottom")

@@ -40,7 +40,7 @@ def rate_distortion_figure(summary: Summary) -> Figure:
     figure, axes = chart(f"Rate and distortion over {summary.x}", x, y, 6.4, 4.6)
     for i, line in enumerate(dict.fromkeys(group.line for group in summary.groups)):
         groups = [group for group in summary.groups if group.line == line]
-        colour, label = run_colour(i), line.replace("$", r"\$") or "runs"
+        colour, label = run_colour(i), line or "runs"
         styles: tuple[tuple[str, dict[str, Any]], ...] = (
             ("train", {"marker": "o", "label": label}),
             ("test", {"marker": "o", "markerfacecolor": "white", "linestyle": "none"}),

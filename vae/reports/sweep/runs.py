@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vae.runs.errors import UserError
-from vae.runs.files import is_locked, read_json
+from vae.runs.files import is_locked, read_json, read_metrics
 from vae.runs.identity import affects_result
+from vae.runs.untrusted import MAX_SETTINGS_BYTES, check_links, check_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SEED = "seed"
 STATES = ("finished", "failed", "killed", "running", "unfinished")
-MAX_SETTINGS_BYTES = 1_000_000
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster in C
 
 
@@ -112,7 +112,9 @@ def read_runs(sweep: Path) -> list[SweepRun]:
 
 
 def read_run(sweep: Path, folder: Path) -> SweepRun:
-    metrics, job = read_json(folder / "metrics.json"), read_json(folder / "job.json")
+    check_links(folder)
+    metrics: dict[str, Any] = {**read_metrics(folder / "metrics.json")}
+    job = read_json(folder / "job.json")
     settings = read_yaml(folder / ".hydra" / "config.yaml")
     if not isinstance(settings, dict):
         raise UserError(f"{folder / '.hydra' / 'config.yaml'} is not the settings of a run")
@@ -124,15 +126,16 @@ def read_run(sweep: Path, folder: Path) -> SweepRun:
     metrics |= squared_errors(metrics, settings)
     overrides = read_yaml(folder / ".hydra" / "overrides.yaml")
     choices = select(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices")
+    threads = read_json(folder / "environment.json").get("threads")
     return SweepRun(
         folder=str(folder.relative_to(sweep)),
         state=state,
-        overrides=[str(o) for o in overrides] if isinstance(overrides, list) else [],
-        choices=choices if isinstance(choices, dict) else {},
-        problems=[str(p) for p in job.get("problems", [])] if state == "failed" else [],
-        metrics={k: v for k, v in metrics.items() if is_number(v)} if state == "finished" else {},
+        overrides=as_texts(overrides),
+        choices={str(k): str(v) for k, v in choices.items()} if isinstance(choices, dict) else {},
+        problems=as_texts(job.get("problems")) if state == "failed" else [],
+        metrics=metrics if state == "finished" else {},
         settings=settings,
-        threads=read_json(folder / "environment.json").get("threads"),
+        threads=threads if isinstance(threads, int) else None,
     )
 
 
@@ -143,7 +146,8 @@ def squared_errors(metrics: dict[str, Any], settings: dict[str, Any]) -> dict[st
     if (
         not likelihood.endswith("Gaussian")
         or not isinstance(sigma, int | float)
-        or not isinstance(shape, list)
+        or not 0 < sigma < 1e100
+        or not (isinstance(shape, list) and all(isinstance(side, int) for side in shape))
     ):
         return {}
     keys = {split: f"{split}/log_likelihood" for split in ("train", "val", "test")}
@@ -187,10 +191,12 @@ def swept_keys(runs: list[SweepRun]) -> list[str]:
 def read_yaml(path: Path) -> Any:
     """A YAML file's plain content; None where it is missing, damaged or unreasonably large."""
     try:
-        if path.stat().st_size > MAX_SETTINGS_BYTES:
+        if not path.is_file() or path.stat().st_size > MAX_SETTINGS_BYTES:
             return None
-        return yaml.load(path.read_text(encoding="utf-8"), SAFE_LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        return yaml.load(text, SAFE_LOADER)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
 
 
@@ -218,5 +224,5 @@ def split_override(override: str) -> tuple[str, str]:
     return key, value
 
 
-def is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+def as_texts(values: Any) -> list[str]:
+    return [str(value) for value in values] if isinstance(values, list) else []

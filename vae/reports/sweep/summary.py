@@ -7,7 +7,7 @@ from vae.reports.sweep.chart import summary_figure
 from vae.reports.sweep.groups import Summary, read
 from vae.reports.sweep.rate_distortion import has_rate_distortion, rate_distortion_figure
 from vae.reports.sweep.table import as_json, write_csv
-from vae.runs.files import write_json
+from vae.runs.files import atomic_write, write_json
 
 
 def summarise(folder: Path, x: str | None = None) -> Summary:
@@ -20,7 +20,7 @@ def summarise(folder: Path, x: str | None = None) -> Summary:
     summary = read(folder, x)
     write_csv(folder, summary)
     write_json(folder / "summary.json", as_json(summary))
-    (folder / "summary.png").write_bytes(png(summary_figure(summary)))
+    atomic_write(folder / "summary.png", png(summary_figure(summary)))
     if has_rate_distortion(summary):
-        (folder / "rate_distortion.png").write_bytes(png(rate_distortion_figure(summary)))
+        atomic_write(folder / "rate_distortion.png", png(rate_distortion_figure(summary)))
     return summary
