@@ -45,6 +45,7 @@ def test_killed_commands_and_studies_end_as_if_left_alone():
         assert re.search(rf"^{kind}: [12] kills, 0 lost or different$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path):
     """In the middle of a long epoch: exit code 143 within 5 s, and the printed command finishes the
     run."""
