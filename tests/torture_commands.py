@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -171,12 +172,16 @@ def run_ending(folder: Path) -> dict[str, Any]:
 
 def evaluated(folder: Path) -> dict[str, Any]:
     found = sorted(folder.glob("*/evaluation.json"))
-    return {path.parent.name: timeless(json.loads(path.read_text())) for path in found}
+    return {
+        path.parent.name: timeless(json.loads(path.read_text().replace(str(folder), "")))
+        for path in found
+    }
 
 
 def page_of(folder: Path) -> dict[str, Any]:
     page = (folder / "page" / "index.html").read_text()
-    return {"page": page.replace(str(folder), ""), "files": sorted(os.listdir(folder / "page"))}
+    page = re.sub(r"Written [^.]*\.", "", page.replace(str(folder), ""))
+    return {"page": page, "files": sorted(os.listdir(folder / "page"))}
 
 
 def exported(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,16 @@ def test_csv_has_every_metric_once_though_the_run_was_cut_off(
     assert not list(tmp_path.rglob("events*"))
 
 
+def records_with_exit(file: Path) -> list[Any]:
+    """The records of a run once W&B's own process has written the last of them."""
+    for _ in range(60):
+        found = [*records(file)]
+        if any(record.HasField("exit") for record in found):
+            break
+        time.sleep(0.5)
+    return found
+
+
 def test_wandb_has_every_metric_and_picture_at_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -90,7 +101,7 @@ def test_wandb_has_every_metric_and_picture_at_its_step(
         tmp_path / "run", monkeypatch, "logger=wandb", "logger.wandb.offline=true"
     )
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
-    first, second = ([*records(file)] for file in files)
+    first, second = (records_with_exit(file) for file in files)
     name = json.loads((tmp_path / "run" / "logger.json").read_text())["WandbLogger"]
     assert {record.run.run_id for record in (*first, *second) if record.HasField("run")} == {name}
     assert [record.exit.exit_code for record in (*first, *second) if record.HasField("exit")] == [

@@ -86,7 +86,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[str], list[list[Run]]]:
             f"runs: they make {len(groups)} entries, and at most {MAX_ENTRIES} fit on a page "
             "(runs that differ in the seed alone are one entry)"
         )
-    if len(groups) < 2:
+    if len(groups) < 2 <= len(runs):
         raise UserError(
             f"runs: all {len(runs)} are trainings of one setting, their seed aside; "
             "name runs of two settings, or give the means over seeds by vae.summary"
