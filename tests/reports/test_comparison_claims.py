@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from comparison_runs import EVALUATION, entries, entry, evaluated, folders
 
+from vae.analysis.limit import Limit
 from vae.models.likelihoods import Gaussian
 from vae.reports.comparison import chain_verdict, tables, verdict
 from vae.reports.comparison.cautions import differing_settings
@@ -60,6 +61,18 @@ def test_a_chain_that_left_in_the_evaluation_has_no_limit(entries: list[Entry]) 
     assert "nats from the prior" not in text
     assert "exact" not in text
     assert tables.limit_cell(gone).text == "no limit"
+
+
+def test_a_simulated_chain_is_named_by_its_steps_and_not_a_limit(entries: list[Entry]) -> None:
+    simulated = Limit(4.1, 0.1, 0.0, "simulated", None, 2000, 1000)
+    training = dataclasses.replace(entries[1].first, limit=simulated)
+    assert tables.limit_cell(Entry("A", [training])).text == "4.10 ± 0.10 after 1,000 steps"
+
+
+def test_settings_and_files_are_no_metrics_of_an_evaluation(entries: list[Entry]) -> None:
+    found = {"settings.seed": 0, "checkpoint": "0" * 64, "run": "outputs/a", "iwae/K=5": 281.0}
+    shown = tables.evaluation_table([evaluated("A", entries[0].first, found)])
+    assert [*shown] == ["iwae/K=5"]
 
 
 def test_equal_metrics_claim_nothing_in_the_whole_verdict(entries: list[Entry]) -> None:

@@ -48,6 +48,16 @@ def test_two_trainings_of_each_count_their_spread_by_welch() -> None:
     assert not mixed.of_trainings
 
 
+def test_the_two_errors_of_a_difference_are_told_apart() -> None:
+    a, b = Measured.of([1.0, 3.0], 0.6), Measured.of([4.0, 8.0], 0.8)
+    found = difference(a, b, paired_se=0.5)
+    assert found.estimate_se == 0.5
+    assert found.trainings_se == pytest.approx(math.sqrt(2 / 2 + 8 / 2))
+    assert found.se == pytest.approx(math.hypot(0.5, found.trainings_se or 0))
+    alone = difference(Measured.of([1.0], 0.6), b)
+    assert (alone.estimate_se, alone.trainings_se) == (pytest.approx(1.0), None)
+
+
 def test_an_unknown_error_decides_nothing() -> None:
     found = difference(Measured.of([1.0], None), Measured.of([100.0], 0.1))
     assert found.se is None

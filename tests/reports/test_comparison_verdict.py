@@ -1,10 +1,12 @@
 """Each sentence of the comparison follows from metrics and their errors."""
 
+import copy
 import dataclasses
 import math
 from typing import Any
 
 import pytest
+import torch
 from comparison_runs import (
     changed,
     entries,
@@ -13,7 +15,7 @@ from comparison_runs import (
     folders,
 )
 
-from vae.analysis.chain import ChainTrace
+from vae.analysis.chain import ChainTrace, prior_latents, simulate
 from vae.analysis.limit import Limit, Mixing
 from vae.models.likelihoods import Gaussian
 from vae.reports.comparison import cautions, chain_verdict, verdict
@@ -178,7 +180,45 @@ def test_measures_that_disagree_say_what_they_see(baseline: Training) -> None:
     assert "The measures disagree" in text
 
 
+def test_precision_beyond_that_of_training_images_is_no_win(baseline: Training) -> None:
+    """Samples that repeat a few easy images have a precision that real images do not reach."""
+
+    def precision(value: float) -> dict[str, float]:
+        return {
+            "samples/precision": value,
+            "samples/precision_se": 0.005,
+            "samples/precision_floor": 0.75,
+        }
+
+    both = [evaluated(name, baseline, precision(v)) for name, v in (("A", 0.95), ("B", 0.77))]
+    (text, *_) = samples(both)
+    assert text.startswith("B is better by precision (0.77 ± 0.005 against 0.95 ± 0.005; ")
+    assert "training images 0.75" in text
+
+
 # --- chain ------------------------------------------------------------------------------------
+
+
+def test_the_chain_of_known_weights(baseline: Training) -> None:
+    """x → v x, z → w z on two pixels and sd s: the variance is (s² + v² sigma²) / (1 − (v w)²)."""
+    v, w, s, sigma = 0.5, 1.2, 0.4, 0.25
+    model = copy.deepcopy(baseline.run.model)
+    m, pixels = model.latent_dim, math.prod(model.image_shape)
+    axes = torch.eye(m, pixels)
+    with torch.no_grad():
+        model.encoder.layers[0].weight.copy_(torch.cat([v * axes, 0 * axes]))
+        model.encoder.layers[0].bias.copy_(torch.cat([torch.zeros(m), math.log(s) * torch.ones(m)]))
+        model.decoder.layers[0].weight.copy_(w * axes.T)
+        model.decoder.layers[0].bias.zero_()
+    assert model.sigma == sigma
+    trace = simulate(model, prior_latents(64, m), 10)
+    variance = (s**2 + v**2 * sigma**2) / (1 - (v * w) ** 2)
+    kl = m / 2 * (variance - 1 - math.log(variance))
+    known = dataclasses.replace(baseline, trace=trace, limit=trace.limit, mixing=trace.mixing)
+    text = chain_verdict.chain(Entry("A", [known]))
+    assert f"A: the limit of the chain is {kl:.2f} nats from the prior (stationary law" in text
+    assert kl > 0.5
+    assert trace.mixing.steps == pytest.approx(1 / (1 - v * w))
 
 
 def chain_of(training: Training, limit: Limit, mixing: Mixing, finite_steps: int = 101) -> Training:
@@ -194,7 +234,7 @@ def test_the_chain_is_described_by_its_law(baseline: Training) -> None:
         return chain_verdict.chain(Entry("A", trainings))
 
     away = text(Limit(0.67, 0.0, 0.0, "exact", True))
-    assert "A: the limit of the chain is 0.67 nats from the prior (exact" in away
+    assert "A: the limit of the chain is 0.67 nats from the prior (stationary law" in away
     assert "stays" not in away
     assert "the limit of the chain is the prior" in text(Limit(1e-6, 0.0, 1.0, "exact", True))
     assert "no limit" in text(Limit(math.inf, 0.0, 0.0, "exact", False))

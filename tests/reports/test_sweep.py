@@ -19,9 +19,9 @@ from PIL import Image
 from vae.data.datamodule import ImageDataModule
 from vae.reports.sweep.groups import statistics
 from vae.reports.sweep.rate_distortion import (
-    CLOSED_FORM,
+    CURVE_POINTS,
+    closed_forms,
     has_rate_distortion,
-    metric_points,
     points,
 )
 from vae.reports.sweep.runs import read_sweep
@@ -227,12 +227,12 @@ def test_names_are_harmless_in_spreadsheet_and_terminal(tmp_path):
 
 
 def test_rate_and_distortion_of_the_linear_optimum_lie_on_its_closed_form(
-    tmp_path, digits: ImageDataModule
+    tmp_path, digits: ImageDataModule, monkeypatch
 ):
     """Runs whose metrics are those of the optimum at each sigma, measured by the model itself."""
     images = digits.images("train")
-    for sigma in (0.2, 0.5):
-        optimum = PPCA(Spectrum.of(images), 8, sigma)
+    sigmas = (0.2, 0.5)
+    for sigma in sigmas:
         model = at_optimum(images, 8, sigma)
         eps = torch.randn(50, len(images), 8, generator=torch.Generator().manual_seed(0))
         terms = [model.elbo_terms(images, one)[0] for one in eps]
@@ -241,17 +241,41 @@ def test_rate_and_distortion_of_the_linear_optimum_lie_on_its_closed_form(
             "model/sigma": sigma,
             "train/log_likelihood": sum(t.log_likelihood.mean().item() for t in terms) / 50,
             "train/kl": terms[0].kl.sum(-1).mean().item(),
-            "oracle/kl": optimum.total_kl,
-            "oracle/squared_error": optimum.squared_error,
+            "oracle/sigma": sigma,
         }
         (folder / "metrics.json").write_text(json.dumps(metrics))
+    monkeypatch.setattr("vae.runs.folder.load_data", lambda config: digits)
     summary = summarise(tmp_path)
-    found, exact = points(summary.groups), metric_points(summary.groups, *CLOSED_FORM)
+    found, ((curve, exact),) = points(summary.groups), closed_forms(summary)
     assert len(found) == 2
     assert found == [pytest.approx(pair, rel=2e-3) for pair in exact]
+    assert [curve[0], curve[-1]] == [pytest.approx(pair) for pair in exact]
+    rates = [rate for _, rate in curve]
+    assert rates == sorted(rates, reverse=True)
+    assert len(curve) == CURVE_POINTS
     assert found[0][1] > found[1][1]  # the smaller error costs the higher rate
     picture = Image.open(tmp_path / "rate_distortion.png")
     assert np.asarray(picture).std() > 10
+
+
+def test_closed_form_of_a_sweep_over_beta(tmp_path, digits: ImageDataModule, monkeypatch):
+    """A weight beta at sigma has the optimum of sigma √beta; a curve for each latent_dim."""
+    monkeypatch.setattr("vae.runs.folder.load_data", lambda config: digits)
+    for m in (2, 8):
+        for beta in (1, 4):
+            overrides = f"model.latent_dim={m} objective=beta objective.beta={beta}".split()
+            folder = made_up(tmp_path, 1.0, *overrides)
+            metrics = json.loads((folder / "metrics.json").read_text())
+            metrics |= {"train/squared_error": 1.0 + beta, "train/kl": 9.0 / beta}
+            metrics |= {"model/sigma": 0.25, "oracle/sigma": 0.25}
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+    summary = summarise(tmp_path)
+    assert has_rate_distortion(summary)
+    spectrum = digits.spectrum()
+    for m, (curve, dots) in zip((2, 8), closed_forms(summary), strict=True):
+        optima = [PPCA(spectrum, m, sigma) for sigma in (0.25, 0.5)]
+        assert dots == [pytest.approx((one.squared_error, one.total_kl)) for one in optima]
+        assert curve[-1] == pytest.approx(dots[-1])
 
 
 def test_no_rate_and_distortion_of_another_sweep(tmp_path):

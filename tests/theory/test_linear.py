@@ -132,6 +132,21 @@ def test_p_values_are_uniform_where_the_law_is_right():
     assert wrong < 1e-6
 
 
+def test_the_error_of_a_distance_is_its_scatter():
+    """For a law with heavy tails too, and not above twice that for a normal one."""
+    generator = torch.Generator().manual_seed(0)
+    for degrees, most in ((8, 1.4), (1e9, 2.0)):
+        halves = torch.full((64, 1), degrees / 2, dtype=torch.float64)
+        found = []
+        for _ in range(100):
+            scale = torch._standard_gamma(halves, generator=generator) / halves  # χ²/degrees
+            z = torch.randn(64, 32, generator=generator, dtype=torch.float64) / scale.sqrt()
+            found.append(kl_from_sample(z))
+        scatter = torch.tensor([each.kl for each in found]).std().item()
+        stated = sum(each.se for each in found) / len(found)
+        assert 0.85 * scatter < stated < most * scatter
+
+
 def test_one_step_leaves_the_prior_at_the_optimum_and_moves_it_elsewhere(digits):
     right, wrong = at_optimum(digits, m=3, sigma=0.5), disturbed(digits)
     assert one_step_test(right, 3000).p > 0.01

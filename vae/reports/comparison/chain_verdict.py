@@ -47,7 +47,9 @@ def describe(entry: Entry) -> str:
             f"all are finite from step {first.steps} on"
         )
     if any(limit.has_limit is False for limit in limits):
-        return "the chain has no limit: its spectral radius is at least 1 (exact)"
+        return (
+            "the chain has no limit: its spectral radius is at least 1 (computed from the weights)"
+        )
     if kl is None:
         return f"how far the limit of the chain is from the prior is not known; {rejected(limits)}"
     if all(limit.method == "exact" for limit in limits):
@@ -56,7 +58,7 @@ def describe(entry: Entry) -> str:
 
 
 def describe_exact(kl: Measured, limits: Sequence[Limit]) -> str:
-    error = "exact for a linear encoder and decoder, without sampling error"
+    error = "stationary law of the linear encoder and decoder, without sampling error"
     if kl.sd is not None:
         error += f"; sd over {kl.trainings} trainings {kl.sd:.2f}"
     if all(limit.p == 1 for limit in limits):

@@ -143,7 +143,7 @@ def chain_caption(entry: Entry) -> str:
         text += f"; spectral radius {trace.spectral_radius:.3f} (exact)"
     elif trace.local_gain is not None:
         text += f"; median local gain {trace.local_gain:.3f}"
-    return f"{text}; limit from the prior: {tables.limit_cell(entry).text} nats" if finite else text
+    return f"{text}; nats from the prior: {tables.limit_cell(entry).text}" if finite else text
 
 
 # --- pictures and videos ----------------------------------------------------------------------

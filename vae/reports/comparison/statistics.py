@@ -45,6 +45,8 @@ class Difference(NamedTuple):
     p: float  # NaN where no error is known
     of_trainings: bool  # whether the error counts the spread over trainings
     trainings: tuple[int, int]
+    estimate_se: float | None = None  # its part over images (paired) or samples
+    trainings_se: float | None = None  # its part over trainings; None where one was trained once
 
     @property
     def significant(self) -> bool:
@@ -72,20 +74,17 @@ def difference(a: Measured, b: Measured, paired_se: float | None = None) -> Diff
     variances = [e**2 for each in (a, b) if of_trainings and (e := each.trainings_se) is not None]
     if estimate is None and not of_trainings:
         return Difference(mean, None, math.nan, False, counts)
+    parts = estimate, math.sqrt(sum(variances)) if of_trainings else None
     total = sum(variances) + (estimate or 0.0) ** 2
     se = math.sqrt(total)
     if se == 0:
         rounding = ROUNDING * max(abs(a.mean), abs(b.mean))
-        return Difference(mean, 0.0, 1.0 if abs(mean) <= rounding else 0.0, of_trainings, counts)
+        p = 1.0 if abs(mean) <= rounding else 0.0
+        return Difference(mean, 0.0, p, of_trainings, counts, *parts)
     # 3. Degrees of freedom: those of the estimate are taken as infinite.
     spread = sum(v**2 / (n - 1) for v, n in zip(variances, counts, strict=False))
-    return Difference(
-        mean,
-        se,
-        two_sided_p(mean / se, total**2 / spread if spread else math.inf),
-        of_trainings,
-        counts,
-    )
+    p = two_sided_p(mean / se, total**2 / spread if spread else math.inf)
+    return Difference(mean, se, p, of_trainings, counts, *parts)
 
 
 def two_sided_p(t: float, dof: float) -> float:

@@ -46,8 +46,13 @@ def spread(metric: Measured) -> str:
 
 
 def difference_cell(first: Entry, entry: Entry, key: str) -> Cell:
+    """The difference with its whole error; below it the parts of that error."""
     found = compare(first, entry, key)
-    return nats(found.mean, found.se, "+")
+    cell = nats(found.mean, found.se, "+")
+    if found.estimate_se is None or found.trainings_se is None:
+        return cell
+    parts = f"images ± {found.estimate_se:.2f}, trainings ± {found.trainings_se:.2f}"
+    return cell._replace(below=parts)
 
 
 def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
@@ -77,7 +82,7 @@ def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
         f"difference to {first.name}": difference,
         "test ELBO at refitted sigma": lambda entry: metric_cell(entry, "test/refit_elbo"),
         "latents in use": latents,
-        "chain's limit from the prior": limit_cell,
+        "chain from the prior, nats": limit_cell,
     }
     if len({entry.latent_dim for entry in entries}) == 1:
         del columns["latent_dim"]
@@ -89,7 +94,8 @@ def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
 
 
 def limit_cell(entry: Entry) -> Cell:
-    """KL(limit ‖ prior) in nats, or why there is none."""
+    """KL of the chain's limit to the prior in nats, of its last simulated state where no closed
+    form is known, or why there is none."""
     distance = limit_distance(entry)
     diverged = [t.trace for t in entry.trainings if t.trace.finite_steps < len(t.trace.drifts)]
     if diverged:
@@ -99,8 +105,11 @@ def limit_cell(entry: Entry) -> Cell:
         return Cell("not known")
     if not math.isfinite(distance.mean):
         return Cell("no limit", math.inf)
-    exact = all(training.limit.method == "exact" for training in entry.trainings)
-    text = f"{distance.mean:.2f} (exact)" if exact else nats(distance.mean, distance.se).text
+    if all(training.limit.method == "exact" for training in entry.trainings):
+        text = f"{distance.mean:.2f} (closed form)"
+    else:
+        steps = max(training.limit.steps for training in entry.trainings)
+        text = f"{nats(distance.mean, distance.se).text} after {steps:,} steps"
     return Cell(text, distance.mean, spread(distance))
 
 
@@ -162,7 +171,8 @@ def evaluation_table(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
         key
         for key, value in found.items()
         if not isinstance(value, list | dict)
-        and not key.startswith(("against", "time/"))
+        and not key.startswith(("against", "time/", "settings"))
+        and key not in ("checkpoint", "run")
         and not (key.endswith("_se") and key.removesuffix("_se") in found)
     ]
     return {key: [evaluation_cell(entry, key) for entry in entries] for key in keys}

@@ -4,16 +4,25 @@ The rate is the KL in nats per image, the distortion the squared error of an ima
 reconstruction with z ~ q (Alemi et al. 2018, arXiv:1711.00464).
 """
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 from vae.plots.images import chart
 from vae.plots.palette import ORACLE, run_colour
-from vae.reports.sweep.groups import Group, Summary
+from vae.reports.sweep.groups import Group, Summary, group
+from vae.reports.sweep.runs import SweepRun, select
+from vae.runs.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from vae.theory.ppca import Spectrum
 
 SWEPT = ("model.sigma", "objective.beta")
-CLOSED_FORM = ("oracle/squared_error", "oracle/kl")
+CURVE_POINTS = 200  # of the closed form
 
 
 def has_rate_distortion(summary: Summary) -> bool:
@@ -21,53 +30,115 @@ def has_rate_distortion(summary: Summary) -> bool:
     return any(key in summary.swept for key in SWEPT) and len(points(summary.groups)) > 1
 
 
-def points(groups: list[Group], split: str = "train") -> list[tuple[float, float]]:
+def points(groups: Sequence[Group], split: str = "train") -> list[tuple[float, float]]:
     """(distortion, rate) of each group of Gaussian trainings, means over its trainings."""
-    return metric_points(groups, f"{split}/squared_error", f"{split}/kl")
-
-
-def metric_points(groups: list[Group], x: str, y: str) -> list[tuple[float, float]]:
-    found: list[tuple[Any, Any]] = [(group.mean.get(x), group.mean.get(y)) for group in groups]
+    x, y = f"{split}/squared_error", f"{split}/kl"
+    found: list[tuple[Any, Any]] = [(each.mean.get(x), each.mean.get(y)) for each in groups]
     return sorted((d, r) for d, r in found if d is not None and r is not None)
 
 
 def rate_distortion_figure(summary: Summary) -> Figure:
     """A line a model over the training images, open circles on test images.
 
-    Dashed is the closed form: the linear optimum on the training images at each sigma.
+    Bars are standard deviations over trainings. Dashed is the closed form: the linear optimum on
+    the training images over sigma, with a dot at each value that was swept.
     """
+    swept = next(key for key in SWEPT if key in summary.swept)
+    groups = group(summary.of_state("finished"), swept, summary.swept)
     x, y = "squared error per image (distortion)", "KL, nats per image (rate)"
-    figure, axes = chart(f"Rate and distortion over {summary.x}", x, y, 6.4, 4.6)
-    for i, line in enumerate(dict.fromkeys(group.line for group in summary.groups)):
-        groups = [group for group in summary.groups if group.line == line]
-        colour, label = run_colour(i), line or "runs"
-        styles: tuple[tuple[str, dict[str, Any]], ...] = (
-            ("train", {"marker": "o", "label": label}),
-            ("test", {"marker": "o", "markerfacecolor": "white", "linestyle": "none"}),
-        )
-        for split, style in styles:
-            shown = points(groups, split)
-            axes.plot(*zip(*shown, strict=True), color=colour, markersize=5, **style)
-        if groups[0].x is not None and i == 0:
-            annotate(axes, groups)
-    optimum = dict.fromkeys(metric_points(summary.groups, *CLOSED_FORM))
-    if optimum:
-        axes.plot(
-            *zip(*optimum, strict=True), "--", color=ORACLE, linewidth=1, marker=".",
-            label="closed form, linear optimum", zorder=1,
-        )  # fmt: skip
+    figure, axes = chart(f"Rate and distortion over {swept}", x, y, 6.4, 4.6)
+    for i, line in enumerate(dict.fromkeys(each.line for each in groups)):
+        shown = [each for each in groups if each.line == line]
+        plot_line(axes, shown, run_colour(i), line or "runs")
+        if i == 0:
+            annotate(axes, shown)
+    curves = closed_forms(summary)
+    for i, (curve, dots) in enumerate(curves):
+        label = "closed form, linear optimum" if i == 0 else None
+        axes.plot(*zip(*curve, strict=True), "--", color=ORACLE, linewidth=1, zorder=1, label=label)
+        axes.plot(*zip(*dots, strict=True), ".", color=ORACLE, zorder=1)
     axes.plot([], [], "o", color="grey", markerfacecolor="white", label="on test images")
     axes.set_xscale("log")
     axes.legend(fontsize=9)
     return figure
 
 
-def annotate(axes: Any, groups: list[Group]) -> None:
+def plot_line(axes: Axes, groups: Sequence[Group], colour: str, label: str) -> None:
+    styles: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("train", {"marker": "o", "label": label}),
+        ("test", {"marker": "o", "markerfacecolor": "white", "linestyle": "none"}),
+    )
+    for split, style in styles:
+        shown = points(groups, split)
+        if shown:
+            axes.plot(*zip(*shown, strict=True), color=colour, markersize=5, **style)
+    x, y = "train/squared_error", "train/kl"
+    for each in groups:
+        spread = [each.standard_deviation.get(key) for key in (x, y)]
+        if points([each]) and None not in spread:
+            (place,) = points([each])
+            axes.errorbar(*place, spread[1], spread[0], color=colour, capsize=2, linewidth=1)
+
+
+def annotate(axes: Axes, groups: Sequence[Group]) -> None:
     """The swept value next to each point of a line."""
-    for group in groups:
-        place = metric_points([group], "train/squared_error", "train/kl")
-        if place:
+    for each in groups:
+        for place in points([each]):
             axes.annotate(
-                f"{group.x:g}" if isinstance(group.x, float | int) else str(group.x),
-                place[0], xytext=(5, 5), textcoords="offset points", fontsize=8,
+                f"{each.x:g}" if isinstance(each.x, float | int) else str(each.x),
+                place, xytext=(5, 5), textcoords="offset points", fontsize=8,
             )  # fmt: skip
+
+
+# --- the closed form --------------------------------------------------------------------------
+
+Curve = list[tuple[float, float]]  # (distortion, rate)
+
+
+def closed_forms(summary: Summary) -> list[tuple[Curve, Curve]]:
+    """Of each latent_dim the curve of the linear optimum over sigma, and its points at the values
+    that were swept; none where the runs do not share their data, or it cannot be read.
+
+    At a weight beta of the KL and a fixed sigma the optimum is that of sigma √beta and weight 1.
+    """
+    runs = [run for run in summary.of_state("finished") if effective_sigma(run) is not None]
+    spectrum = spectrum_of(runs)
+    if spectrum is None:
+        return []
+    import torch  # nothing else in a sweep's summary needs it
+
+    from vae.theory.ppca import rate_distortion
+
+    found = []
+    for m in sorted({int(select(run.settings, "model.latent_dim")) for run in runs}):
+        members = [run for run in runs if select(run.settings, "model.latent_dim") == m]
+        sigmas = sorted({sigma for run in members if (sigma := effective_sigma(run)) is not None})
+        ends = [math.log(sigma) for sigma in (sigmas[0], sigmas[-1])]
+        grid = torch.linspace(*ends, CURVE_POINTS, dtype=torch.float64).exp().tolist()
+        curve, dots = (
+            [(error, kl) for _, kl, error in rate_distortion(spectrum, m, values)]
+            for values in (grid, sigmas)
+        )
+        found.append((curve, dots))
+    return found
+
+
+def effective_sigma(run: SweepRun) -> float | None:
+    """sigma √beta of a run with a Gaussian p(x|z) of one fixed sigma; None of any other."""
+    sigma = run.metrics.get("model/sigma")
+    if sigma is None or run.metrics.get("oracle/sigma") != sigma:  # no closed form, or learned
+        return None
+    beta = select(run.settings, "objective.beta")
+    return sigma * math.sqrt(beta) if isinstance(beta, int | float) else sigma
+
+
+def spectrum_of(runs: Sequence[SweepRun]) -> "Spectrum | None":
+    """Of the training images of all runs; None where they do not share them, or have none here."""
+    if not runs or any(run.settings.get("data") != runs[0].settings.get("data") for run in runs):
+        return None
+    from vae.runs.folder import load_data  # imports Lightning
+
+    try:
+        return load_data(OmegaConf.create({"data": runs[0].settings["data"]})).spectrum()
+    except (UserError, RunError):
+        return None
