@@ -29,7 +29,7 @@ from vae.reports.sweep.summary import summarise
 from vae.reports.sweep.table import table
 from vae.runs.errors import UserError
 from vae.runs.files import folder_lock
-from vae.theory.ppca import PPCA, Spectrum
+from vae.theory.ppca import PPCA
 
 
 @functools.cache
