@@ -114,7 +114,7 @@ def closed_forms(summary: Summary) -> list[tuple[Curve, Curve]]:
         members = [run for run in runs if select(run.settings, "model.latent_dim") == m]
         sigmas = sorted({sigma for run in members if (sigma := effective_sigma(run)) is not None})
         ends = [math.log(sigma) for sigma in (sigmas[0], sigmas[-1])]
-        grid = torch.linspace(*ends, CURVE_POINTS, dtype=torch.float64).exp().tolist()
+        grid = torch.linspace(ends[0], ends[1], CURVE_POINTS, dtype=torch.float64).exp().tolist()
         curve, dots = (
             [(error, kl) for _, kl, error in rate_distortion(spectrum, m, values)]
             for values in (grid, sigmas)
