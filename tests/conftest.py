@@ -67,10 +67,10 @@ def set_linear(model: VAE, weights: dict[str, torch.Tensor]) -> VAE:
     """The linear VAE with the weights of `PPCA.weights()`, its log sd constant, in float64."""
     model = model.double()
     m = model.latent_dim
-    scores, pixels = model.encoder.layers[0], model.decoder.layers[0]
+    head, pixels = model.encoder.layers[0], model.decoder.layers[0]
     with torch.no_grad():
-        scores.weight[:m], scores.weight[m:] = weights["V"], 0
-        scores.bias[:m], scores.bias[m:] = weights["c"], weights["log_sd"]
+        head.weight[:m], head.weight[m:] = weights["V"], 0
+        head.bias[:m], head.bias[m:] = weights["c"], weights["log_sd"]
         pixels.weight.copy_(weights["W"])
         pixels.bias.copy_(weights["b"])
     return model
@@ -78,7 +78,7 @@ def set_linear(model: VAE, weights: dict[str, torch.Tensor]) -> VAE:
 
 def at_optimum(images: torch.Tensor, m: int, sigma: float) -> VAE:
     """A linear encoder and decoder at the pPCA solution of images [N, C, H, W], in float32."""
-    weights = PPCA(Spectrum.of(images), m, sigma).weights()
+    weights = PPCA(Spectrum.from_images(images), m, sigma).weights()
     shape = tuple(images.shape[1:])
     model = VAE(
         Encoder(m, image_shape=shape), Decoder(m, image_shape=shape), m, sigma, image_shape=shape
@@ -101,7 +101,7 @@ def open_page() -> Iterator[Callable[[Path, int], Any]]:
             executable_path=program, args=["--headless", *(f"--{flag}" for flag in flags)]
         )
 
-        def opened(path: Path, width: int) -> Any:
+        def open_page(path: Path, width: int) -> Any:
             page = browser.new_page(viewport={"width": width, "height": 900})
             said: list[str] = []
             page.on("console", lambda message: said.append(message.text))
@@ -112,7 +112,7 @@ def open_page() -> Iterator[Callable[[Path, int], Any]]:
             assert said == []
             return page
 
-        yield opened
+        yield open_page
         browser.close()
 
 

@@ -47,18 +47,22 @@ def a_run(folder: Path, name: str, *overrides: str) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 def test_both_networks_run_without_this_project(tmp_path, name):
     run = a_run(tmp_path / "run", name)
-    told = export(settings(f"run={run}"))
+    found = export(settings(f"run={run}"))
     out, model = run / "export", load_run(run).model
     assert sorted(path.name for path in out.iterdir()) == [
         "decoder.pt2",
         "encoder.pt2",
         "export.json",
     ]
-    assert json.loads((out / "export.json").read_text()) == told
-    assert (told["latent_dim"], told["test/elbo"], told["model"]["name"]) == (6, 12.5, model.name)
-    assert told["sigma"] == model.sigma
-    assert told["decoder"]["takes"] == {"latents": ["batch", 6]}
-    assert told["encoder"]["gives"] == {"mean": ["batch", 6], "sd": ["batch", 6]}
+    assert json.loads((out / "export.json").read_text()) == found
+    assert (found["latent_dim"], found["test/elbo"], found["model"]["name"]) == (
+        6,
+        12.5,
+        model.name,
+    )
+    assert found["sigma"] == model.sigma
+    assert found["decoder"]["takes"] == {"latents": ["batch", 6]}
+    assert found["encoder"]["gives"] == {"mean": ["batch", 6], "sd": ["batch", 6]}
     assert not any("encoder" in key for key in torch.export.load(out / "decoder.pt2").state_dict)
     for path in out.glob("*.pt2"):
         assert str(ROOT).encode() not in path.read_bytes()  # no path of this machine
@@ -89,8 +93,8 @@ def test_onnx_gives_the_same_images(tmp_path, name):
     import onnxruntime
 
     run = a_run(tmp_path / "run", name)
-    told = export(settings(f"run={run}", "format=onnx", f"out={tmp_path / 'out'}"))
-    assert 0 <= told["decoder"]["largest_difference"] < 1e-5
+    found = export(settings(f"run={run}", "format=onnx", f"out={tmp_path / 'out'}"))
+    assert 0 <= found["decoder"]["largest_difference"] < 1e-5
     session = onnxruntime.InferenceSession(tmp_path / "out" / "decoder.onnx")
     assert str(ROOT).encode() not in (tmp_path / "out" / "decoder.onnx").read_bytes()
     for n in (1, 9):
@@ -109,7 +113,7 @@ def refused(*overrides: str, how: type[Exception] = UserError) -> str:
 
 def test_everything_wrong_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    told = refused(
+    found = refused(
         f"run={tmp_path}", "format=onnx", "tolerance=2", "+fromat=torch", "allow=mine"
     ).splitlines()
     expected = [
@@ -121,8 +125,8 @@ def test_everything_wrong_is_told_at_once(tmp_path, monkeypatch):
         "allow=mine must be a list",
         f"run: {tmp_path} is no run",
     ]
-    assert len(told) == 5
-    assert all(any(line.startswith(start) for line in told) for start in expected)
+    assert len(found) == 5
+    assert all(any(line.startswith(start) for line in found) for start in expected)
     assert refused("format=onx").startswith("run=None must be a run folder")
     assert "did you mean onnx?" in refused("format=onx")
 

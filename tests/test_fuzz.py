@@ -82,7 +82,7 @@ GONE = object()  # in place of a value: the key is taken away, as ~key does
 PICTURES = ["callbacks.chain.steps=5"]
 TRAIN = {m: OmegaConf.to_container(settings(f"model={m}", *SMALL[m], *PICTURES)) for m in MODELS}
 # Settings that are legal and would take this test hours, or many processes: the most that it runs.
-MOST = {
+MAX_VALUES = {
     "trainer.max_epochs": 3,
     "trainer.devices": 1,
     "threads": 2,
@@ -141,7 +141,7 @@ def with_garbage(plain: Any, key: str, value: Any) -> DictConfig | None:
     amount = (
         sum(v for v in value if isinstance(v, int | float)) if isinstance(value, list) else value
     )
-    if key in MOST and isinstance(amount, int | float) and not amount <= MOST[key]:
+    if key in MAX_VALUES and isinstance(amount, int | float) and not amount <= MAX_VALUES[key]:
         return None
     if key == "trainer.devices" and (
         isinstance(value, list) or str(value).strip().lstrip("+-").isdigit()
@@ -175,7 +175,7 @@ def time_limit() -> Iterator[None]:
 
 
 def lines(work: Callable[[], Any]) -> list[str]:
-    """What it was told where it did not end well; any other exception than the project's own goes
+    """What it was raised where it did not end well; any other exception than the project's own goes
     on."""
     try:
         with time_limit():
@@ -189,15 +189,15 @@ def lines(work: Callable[[], Any]) -> list[str]:
 
 def feed_to(work: Callable[[], Any], key: str, value: Any) -> bool:
     """Whether it refused, which it must do in lines that name the key."""
-    told = lines(work)
-    assert all(line and "\n" not in line for line in told)
+    messages = lines(work)
+    assert all(line and "\n" not in line for line in messages)
     names = (key, key.split(".")[0], "the machine")
-    assert not told or any(line.startswith(names) or key in line for line in told), (
+    assert not messages or any(line.startswith(names) or key in line for line in messages), (
         key,
         value,
-        told,
+        messages,
     )
-    return bool(told)
+    return bool(messages)
 
 
 @pytest.mark.slow
@@ -208,11 +208,11 @@ def test_garbage_trains_or_is_told_in_a_line(
     """And what it flatten behind opens, is resumed and is summed up, or says why not."""
     monkeypatch.chdir(tmp_path)  # where a folder's name is garbage
     numbers = itertools.count()
-    quiet = OmegaConf.to_container(settings(f"model={model}", *SMALL[model], *NO_PICTURES))
+    plain = OmegaConf.to_container(settings(f"model={model}", *SMALL[model], *NO_PICTURES))
 
     @garbage(keys_of(TRAIN[model]), 0.35)
     def feed(key: str, value: Any) -> None:
-        config = with_garbage(TRAIN[model] if key.startswith("callbacks") else quiet, key, value)
+        config = with_garbage(TRAIN[model] if key.startswith("callbacks") else plain, key, value)
         if config is None:
             return
         number = next(numbers)
@@ -227,13 +227,13 @@ def test_garbage_trains_or_is_told_in_a_line(
                 lambda: table(read(run.parent)),
             ]
             if refused or number % 4 == 0:
-                later.append(lambda: train(saved_config(run, [], OmegaConf.create(quiet)), run))
+                later.append(lambda: train(saved_config(run, [], OmegaConf.create(plain)), run))
             for work in later:
-                told = lines(work)
-                assert not told or (refused and all("\n" not in line for line in told)), (
+                messages = lines(work)
+                assert not messages or (refused and all("\n" not in line for line in messages)), (
                     key,
                     value,
-                    told,
+                    messages,
                 )
         shutil.rmtree(run.parent)
 

@@ -113,7 +113,7 @@ def test_damaged_files_are_read_or_refused_in_lines(
     names: tuple[str, ...], share: float, sweep: Path, tmp_path: Path, capfd: Any
 ):
     chance = random.Random(int(os.environ.get("FUZZ_SEED", "0")))
-    told: Counter[str] = Counter()
+    endings: Counter[str] = Counter()
     wrong = []
     for number in range(max(1, round(INPUTS * share))):
         shutil.copytree(sweep, tmp_path / str(number))
@@ -130,9 +130,9 @@ def test_damaged_files_are_read_or_refused_in_lines(
         case = f"{name}, {file.relative_to(here)} {how}"
         try:
             commands(here, here / "out")[name]()
-            told["done"] += 1
+            endings["done"] += 1
         except (UserError, RunError) as error:
-            told["refused"] += 1
+            endings["refused"] += 1
             if str(here) not in str(error) and "=" not in str(error):
                 wrong.append(f"{case}: names nothing: {error}")
             if any("\x1b" in line or not line for line in str(error).split("\n")):
@@ -148,5 +148,5 @@ def test_damaged_files_are_read_or_refused_in_lines(
     shown = capfd.readouterr()
     assert not wrong, "\n".join(wrong)
     assert "Traceback" not in shown.out + shown.err
-    assert told["done"] > 0
-    assert told["refused"] > 0
+    assert endings["done"] > 0
+    assert endings["refused"] > 0

@@ -137,7 +137,7 @@ def test_joblib_gives_the_same_figures_bit_for_bit(serial, tmp_path):
 
 @pytest.mark.slow
 def test_submitit_restarts_a_sweep(serial, tmp_path):
-    """What is finished stays as it is, what was cut off goes on from its last checkpoint."""
+    """What is finished stays as it is, what was cut off resumes from its last checkpoint."""
     if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         pytest.skip("hydra-submitit-launcher is not installed")
     kept, cut = (folder_of(tmp_path, model, 8, 2) for model in ("baseline", "deep"))
@@ -174,7 +174,7 @@ def test_a_multirun_over_several_devices_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "problem"),
     [
         ("trainer.devices=-1", "trainer.devices=-1"),
         ("trainer.devices=auto", "trainer.devices=auto"),
@@ -183,11 +183,11 @@ def test_a_multirun_over_several_devices_is_refused(tmp_path):
         ("resume=outputs/x", "resume="),
     ],
 )
-def test_what_a_multirun_cannot_do(override, told, capsys, tmp_path):
+def test_what_a_multirun_cannot_do(override, problem, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
         Sweep().on_multirun_start(settings(override))
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {told}")
+    assert capsys.readouterr().err.startswith(f"error: {problem}")
     possible = settings("trainer.devices=[1]")
     OmegaConf.update(possible, "hydra.sweep.dir", str(tmp_path), force_add=True)
     Sweep().on_multirun_start(possible)

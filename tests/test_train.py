@@ -1,4 +1,4 @@
-"""A short real run: the files, tags and figures that its users rely on, and that it repeats bit for
+"""A short real run: the files, tags and metrics that its users rely on, and that it repeats bit for
 bit."""
 
 import json
@@ -208,28 +208,28 @@ def test_the_same_seed_gives_the_same_figures_bit_for_bit(tmp_path: Path):
 
 
 def test_the_epochs_elbo_does_not_depend_on_the_batches(tmp_path: Path):
-    """The final figures of one checkpoint, evaluated in batches of 1000 and of 7 with a short last
+    """The final metrics of one checkpoint, evaluated in batches of 1000 and of 7 with a short last
     one."""
     run = tmp_path / "run"
-    figures = [
+    metrics = [
         train(settings(*QUIET, "trainer.max_epochs=1", f"data.eval_batch_size={size}"), run)
         for size in (1000, 7)
     ]
     for key in ("train/elbo", "val/elbo", "test/elbo", "test/kl", "test/inactive"):
-        assert figures[0][key] == pytest.approx(figures[1][key], abs=1e-3)
+        assert metrics[0][key] == pytest.approx(metrics[1][key], abs=1e-3)
 
 
 def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path):
-    """Stopped after two epochs and resumed to four, weights and figures are those of four epochs in
+    """Stopped after two epochs and resumed to four, weights and metrics are those of four epochs in
     one go."""
     short = settings(*QUIET, "trainer.max_epochs=2", "scheduler=none")
     whole = settings(*QUIET, "trainer.max_epochs=4", "scheduler=none")
     train(short, tmp_path / "cut")
-    resumed_figures = train(whole, tmp_path / "cut")
-    figures = train(whole, tmp_path / "whole")
-    for key in figures:
+    resumed_metrics = train(whole, tmp_path / "cut")
+    metrics = train(whole, tmp_path / "whole")
+    for key in metrics:
         if not key.startswith("time/"):
-            assert resumed_figures[key] == figures[key], key
+            assert resumed_metrics[key] == metrics[key], key
     states = [
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for name in ("cut", "whole")
@@ -305,7 +305,7 @@ def test_training_lifts_the_elbo_towards_the_oracle(tmp_path: Path, digits: Imag
         "data.batch_size=100",
     ]
     metrics = train(settings(*QUIET, *overrides), tmp_path)
-    oracle = PPCA(Spectrum.of(digits.split_pixels("train")), 4, 0.25)
+    oracle = PPCA(Spectrum.from_images(digits.split_pixels("train")), 4, 0.25)
     assert metrics["oracle/train_elbo"] == pytest.approx(oracle.train_elbo)
     assert oracle.train_elbo - 3 < metrics["train/elbo"] < oracle.train_elbo + 1
     assert metrics["test/collapsed"] == oracle.collapsed == 0

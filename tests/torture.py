@@ -4,7 +4,7 @@ tests/torture.py --kills 200 --kinds run. The other kinds are those of torture_c
 Every run is a fork of this process, which has imported everything and computed nothing, so a kill
 costs a second or two. A quarter of the kills come by the clock, a quarter while a checkpoint is
 being written, a quarter as SIGTERM or SIGINT, a quarter while the last files are. Each run must end
-with the weights, the optimiser state, the curves, the figures and the pictures of the run that was
+with the weights, the optimiser state, the curves, the metrics and the pictures of the run that was
 left alone, bit for bit.
 """
 

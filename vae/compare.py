@@ -31,7 +31,7 @@ def compare(config: DictConfig) -> Path:
     from vae.reports.comparison.cautions import cautions
     from vae.reports.comparison.entries import measure_entries
     from vae.reports.comparison.page import render
-    from vae.reports.comparison.selection import common_data, open_runs
+    from vae.reports.comparison.selection import common_data, runs_to_compare
     from vae.reports.comparison.verdict import verdict
     from vae.runs.files import atomic_write, write_json
     from vae.runs.settings import CompareSettings, validated
@@ -40,7 +40,7 @@ def compare(config: DictConfig) -> Path:
     settings = validated(config, CompareSettings)
     if settings["page"] == "study":
         return study(settings)
-    runs = open_runs(settings["runs"], tuple(settings["allow"]))
+    runs = runs_to_compare(settings["runs"], tuple(settings["allow"]))
     data = common_data(runs, tuple(settings["allow"]))
 
     # 2. Every metric and picture, on the same inputs; runs of one setting become one entry.

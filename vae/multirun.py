@@ -45,7 +45,7 @@ def job(
     train: Callable[[DictConfig, Path], dict[str, float]], config: DictConfig, folder: Path
 ) -> float | None:
     """One job of a multirun: its validation ELBO for the sweeper, None where it failed or the ELBO
-    is not finite (Optuna marks such a trial as failed and goes on).
+    is not finite (Optuna marks such a trial as failed and continues).
 
     Raises nothing but what ends the process: problems are in the folder's train.log and job.json,
     whose `state` is "running", "finished", "failed" or, after a signal, "stopped".

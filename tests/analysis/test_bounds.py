@@ -53,7 +53,7 @@ def test_exact_log_likelihood_is_that_of_the_full_covariance(trained, digits):
 
 
 def test_exact_log_likelihood_at_the_optimum_is_the_closed_form(optimum, digits):
-    oracle = PPCA(Spectrum.of(digits), 16, 0.25)
+    oracle = PPCA(Spectrum.from_images(digits), 16, 0.25)
     exact = linear_log_likelihood(affine_weights(optimum), digits)
     assert (exact - oracle.elbo(digits)).abs().max() < 1e-2  # float32 weights
     assert exact.mean().item() == pytest.approx(oracle.train_elbo, abs=1e-3)
@@ -232,7 +232,7 @@ def test_elbo_terms_average_over_samples(trained, digits):
 
 
 def test_estimate_has_the_standard_error_of_a_mean():
-    found = Estimate.of(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    found = Estimate.from_values(torch.tensor([1.0, 2.0, 3.0, 6.0]))
     assert found.mean == 3.0
     assert found.se == pytest.approx(math.sqrt(14 / 3 / 4))
 

@@ -12,7 +12,7 @@ from vae.theory.ppca import PPCA, Spectrum
 
 @pytest.fixture(scope="module")
 def oracle(digits: ImageDataModule) -> PPCA:
-    return PPCA(Spectrum.of(digits.split_pixels("train")), 6, 0.5)
+    return PPCA(Spectrum.from_images(digits.split_pixels("train")), 6, 0.5)
 
 
 def test_gain_at_the_optimum(oracle: PPCA):

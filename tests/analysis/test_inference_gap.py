@@ -153,7 +153,7 @@ def test_gap_of_other_likelihoods_and_sizes(m: int, likelihood: Likelihood):
 
 
 def test_refitted_sigma_at_the_linear_optimum_is_the_closed_form(images):
-    oracle = PPCA(Spectrum.of(images), 4, 0.2)
+    oracle = PPCA(Spectrum.from_images(images), 4, 0.2)
     model = at_optimum(images, 4, 0.2)
     found = refit_sigma(model, [images[:150], images[150:]], [images], samples=400)
     expected = math.sqrt(oracle.squared_error / 60)

@@ -26,7 +26,7 @@ def images(digits):
 @pytest.fixture(scope="module")
 def optimum(images):
     """At sigma 1 some of 20 latents are collapsed."""
-    oracle = PPCA(Spectrum.of(images), 20, 1.0)
+    oracle = PPCA(Spectrum.from_images(images), 20, 1.0)
     assert 0 < oracle.collapsed < 20
     return set_linear(build_model("model.latent_dim=20", "model.sigma=1"), oracle.weights()), oracle
 
@@ -112,7 +112,7 @@ def test_the_tour_of_a_short_run(short_run, monkeypatch, capsys):
         assert (short_run.folder / "tour" / f"{picture}.png").stat().st_size > 5000
     assert seen["traversals"].shape == (len(seen["used"].active), 11, 1, 28, 28)
     assert seen["interpolations"].shape == (6, 11, 1, 28, 28)
-    # log p(x) from the full covariance, and the ELBO of a linear pair: the gap is what the tour
+    # log p(x) from the full covariance, and the ELBO of a linear model: the gap is what the tour
     # says
     weights, flat = seen["weights"], x.flatten(1).double()
     law = weights.W @ weights.W.T + model.sigma**2 * torch.eye(784, dtype=torch.float64)

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from conftest import ROOT
 
 from vae.analysis.classifier import (
     Classifier,
@@ -143,7 +144,7 @@ def test_kernel_distance_is_the_cubic_polynomial_mmd():
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    data = ImageDataModule("digits", "tests", val_size=100)
+    data = ImageDataModule("digits", str(ROOT / "data"), val_size=100)
     data.prepare_data()
     data.setup("test")
     train = data.index["train"]

@@ -141,10 +141,10 @@ def test_a_damaged_file_is_found_and_fetched_again(tmp_path: Path, source: Sourc
     if damage == "folder":
         victim.mkdir()
     assert wrong_files(source, raw) == [victim.name]
-    with pytest.raises(RunError) as told:
+    with pytest.raises(RunError) as raised:
         fetch(source, tmp_path)
-    assert str(raw) in str(told.value)
-    assert "By hand" in str(told.value)
+    assert str(raw) in str(raised.value)
+    assert "By hand" in str(raised.value)
     if damage != "folder":
         (raw / f"{victim.name}.gz").write_bytes(
             gzip.compress(whole)
@@ -165,9 +165,9 @@ def test_with_no_source_one_line_says_what_was_tried(
         (page / name).write_text("<html>not found</html>")
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"{page.as_uri()}/"])
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RunError) as told:
+    with pytest.raises(RunError) as raised:
         fetch(SOURCES["mnist"], tmp_path / "data")
-    line = str(told.value)
+    line = str(raised.value)
     assert "\n" not in line
     for part in (
         "torchvision's mirrors (",
@@ -374,9 +374,9 @@ def test_a_read_only_folder_serves_whole_files(ordinary_folder: Path, digits: Im
     raw.chmod(0o755)
     (raw / "train-labels-idx1-ubyte").unlink()
     raw.chmod(0o555)
-    with pytest.raises(RunError) as told:
+    with pytest.raises(RunError) as raised:
         data.prepare_data()
-    assert str(told.value) == f"data.root: {raw} cannot be written (Permission denied)"
+    assert str(raised.value) == f"data.root: {raw} cannot be written (Permission denied)"
 
 
 MINE = """

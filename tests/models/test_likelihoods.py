@@ -110,7 +110,7 @@ def test_a_learned_sigma_has_the_same_gradient_either_way():
 def test_training_learns_sigma_with_the_networks(tmp_path):
     """From far above, towards the closed form, and the ELBO stays below that of the best linear
     VAE."""
-    quiet = ["callbacks=none", "logger=none", "trainer.accelerator=cpu"]
+    plain = ["callbacks=none", "logger=none", "trainer.accelerator=cpu"]
     options = [
         "likelihood=learned_sigma",
         "model.sigma=1",
@@ -118,7 +118,8 @@ def test_training_learns_sigma_with_the_networks(tmp_path):
         "optimizer.lr=0.01",
     ]
     metrics = train(
-        settings(*options, *quiet, "trainer.max_epochs=150", "data.batch_size=50"), tmp_path
+        settings(*options, *plain, "trainer.max_epochs=150", "data.batch_size=50"),
+        tmp_path,
     )
     assert metrics["oracle/sigma"] < metrics["model/sigma"] < 1.1 * metrics["oracle/sigma"]
     assert metrics["oracle/train_elbo"] - 40 < metrics["train/elbo"] < metrics["oracle/train_elbo"]
@@ -130,7 +131,7 @@ def test_the_spectrum_over_all_noise(digits: ImageDataModule, noise: str):
     pixels = digits.split_pixels("train")[:50]
     torch.manual_seed(0)
     draws = torch.cat([as_images(pixels, noise, torch.rand(pixels.shape)) for _ in range(2000)])
-    spectrum, sampled = Spectrum.of(pixels, noise), Spectrum.of(draws)
+    spectrum, sampled = Spectrum.from_images(pixels, noise), Spectrum.from_images(draws)
     torch.testing.assert_close(
         spectrum.mean, sampled.mean, rtol=0, atol=5 * 0.5 / len(draws) ** 0.5
     )
@@ -141,7 +142,7 @@ def test_the_spectrum_over_all_noise(digits: ImageDataModule, noise: str):
         sampled.eigenvalues[:5].tolist(), rel=1e-2
     )
     assert not torch.allclose(
-        spectrum.eigenvalues, Spectrum.of(pixels).eigenvalues, rtol=0, atol=1e-6
+        spectrum.eigenvalues, Spectrum.from_images(pixels).eigenvalues, rtol=0, atol=1e-6
     )
 
 
@@ -185,7 +186,7 @@ def test_the_chain_draws_from_the_likelihood():
     "likelihood", [Gaussian(0.3), Bernoulli(), Laplace()], ids=lambda each: type(each).__name__
 )
 def test_a_chain_that_diverges_is_reported_by_any_likelihood(likelihood: Likelihood):
-    """Some chains run away, the others go on."""
+    """Some chains run away, the others continue."""
     model = build_model("model.latent_dim=2", "likelihood=learned_sigma")
     model.likelihood = likelihood
     start = torch.zeros(4, 2)
@@ -201,22 +202,24 @@ def test_a_chain_that_diverges_is_reported_by_any_likelihood(likelihood: Likelih
 
 
 def test_what_makes_no_sense_is_refused_by_name(tmp_path):
-    def told(*overrides: str) -> str:
+    def problem(*overrides: str) -> str:
         with pytest.raises(UserError) as refused:
             train(settings(*overrides), tmp_path / "run")
         assert not (tmp_path / "run").exists()
         return "\n".join(refused.value.problems)
 
-    assert "data.pixels=grey: likelihood=bernoulli wants data.pixels=binarised" in told(
+    assert "data.pixels=grey: likelihood=bernoulli wants data.pixels=binarised" in problem(
         "likelihood=bernoulli"
     )
-    assert "data.pixels=dequantised" in told("likelihood=bernoulli", "data.pixels=dequantised")
+    assert "data.pixels=dequantised" in problem("likelihood=bernoulli", "data.pixels=dequantised")
     bernoulli = ["likelihood=bernoulli", "data.pixels=binarised"]
-    assert "model.sigma=0.5 means nothing" in told(*bernoulli, "model.sigma=0.5")
-    assert "model.decoder.output=sigmoid" in told(*bernoulli, "model.decoder.output=sigmoid")
-    assert "model.sigma is None" in told("model.sigma=null")
-    assert "data.pixels=binary must be grey | dequantised | binarised" in told("data.pixels=binary")
-    assert "objective.nats" in told("objective=free_bits", "objective.nats=-1")
+    assert "model.sigma=0.5 means nothing" in problem(*bernoulli, "model.sigma=0.5")
+    assert "model.decoder.output=sigmoid" in problem(*bernoulli, "model.decoder.output=sigmoid")
+    assert "model.sigma is None" in problem("model.sigma=null")
+    assert "data.pixels=binary must be grey | dequantised | binarised" in problem(
+        "data.pixels=binary"
+    )
+    assert "objective.nats" in problem("objective=free_bits", "objective.nats=-1")
 
 
 def test_grey_pixels_may_be_asked_for():

@@ -49,14 +49,14 @@ def test_the_elbo_and_its_weighted_forms(batch):
     warm_up = BetaELBO(warmup_steps=10)
     for step, weight in ((0, 0.0), (5, 0.5), (10, 1.0), (1000, 1.0)):
         torch.testing.assert_close(
-            warm_up.of(terms, step), weight * terms.kl.sum(-1) - terms.log_likelihood
+            warm_up.loss(terms, step), weight * terms.kl.sum(-1) - terms.log_likelihood
         )
 
 
 def test_free_bits_takes_the_maximum_after_the_mean():
     """Latent 0 is below the floor on average though one image is above it, latent 1 is above."""
     kl = torch.tensor([[0.1, 2.0], [0.5, 0.2]], requires_grad=True)
-    objective = FreeBits(0.4).of(ELBOTerms(torch.zeros(2), kl), 0)
+    objective = FreeBits(0.4).loss(ELBOTerms(torch.zeros(2), kl), 0)
     assert objective.mean().item() == pytest.approx(0.4 + 1.1)
     objective.mean().backward()
     assert kl.grad.tolist() == [[0, 0.5], [0, 0.5]]

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae.reports.comparison.entries import Entry, measure_entries
 from vae.reports.comparison.measure import Training
-from vae.reports.comparison.selection import common_data, open_runs
+from vae.reports.comparison.selection import common_data, runs_to_compare
 from vae.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -104,5 +104,5 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def entries(folders: list[Path]) -> list[Entry]:
-    runs = open_runs([str(folder) for folder in folders])
+    runs = runs_to_compare([str(folder) for folder in folders])
     return measure_entries(runs, common_data(runs))

@@ -118,10 +118,10 @@ def test_as_json_holds_means_errors_differences_and_trainings(entries: list[Entr
     run: Run = b.first.run
     assert found["metrics"]["test/elbo"]["mean"] == run.metrics["test/elbo"]
     difference = b.first.per_image["test/elbo"] - a.first.per_image["test/elbo"]
-    told = found["difference_to_reference"]["test/elbo"]
-    assert told["se"] == pytest.approx(difference.std().item() / 300**0.5)
+    shown = found["difference_to_reference"]["test/elbo"]
+    assert shown["se"] == pytest.approx(difference.std().item() / 300**0.5)
     separate = [e.metric("test/elbo").se or 0.0 for e in entries]
-    assert told["se"] < math.hypot(*separate)  # pairing pays
+    assert shown["se"] < math.hypot(*separate)  # pairing pays
     assert found["trainings"][0]["evaluation"] == EVALUATION
     assert len(found["trainings"][0]["chain_drift"]) == 101
     assert [row["epoch"] for row in found["trainings"][0]["curves"]] == list(range(1, 11))

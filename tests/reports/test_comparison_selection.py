@@ -10,7 +10,7 @@ from comparison_runs import (
     with_config,
 )
 
-from vae.reports.comparison.selection import common_data, group_runs, open_runs
+from vae.reports.comparison.selection import common_data, group_runs, runs_to_compare
 from vae.runs.errors import UserError
 from vae.runs.folder import load_run
 
@@ -57,7 +57,7 @@ def test_a_sweep_folder_stands_for_its_runs_in_natural_order(
     for name in ("latent_dim=16", "latent_dim=2", "latent_dim=8"):
         with_config(tmp_path / "sweep" / name, folders[0])
     (tmp_path / "sweep" / "failed" / ".hydra").mkdir(parents=True)
-    found = open_runs([str(tmp_path / "sweep"), str(folders[1])])
+    found = runs_to_compare([str(tmp_path / "sweep"), str(folders[1])])
     assert [run.folder.name for run in found] == [
         "latent_dim=2",
         "latent_dim=8",
@@ -79,7 +79,7 @@ def test_runs_on_other_data_are_refused_by_name(
 ) -> None:
     other = with_config(tmp_path / "other", folders[0], **changes)
     with pytest.raises(UserError) as error:
-        common_data(open_runs([str(folders[0]), str(other)]))
+        common_data(runs_to_compare([str(folders[0]), str(other)]))
     (problem,) = error.value.problems
     assert message in problem
     assert str(other) in problem

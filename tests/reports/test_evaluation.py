@@ -238,16 +238,16 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
         (sweep / name / "evaluation.json").unlink(missing_ok=True)
     unfinished = sweep / "unfinished"
     shutil.copytree(runs["deep"] / ".hydra", unfinished / ".hydra")
-    opened = []
+    loaded = []
 
     def load_once(config, *rest):
-        opened.append(config)
+        loaded.append(config)
         return load_data(config, *rest)
 
     monkeypatch.setattr("vae.reports.evaluation.load.load_data", load_once)
     first = evaluate(settings("evaluate", f"runs={sweep}", *OFF))
     assert list(first) == [str(sweep / "baseline"), str(sweep / "deep")]
-    assert len(opened) == 1  # both were trained on the same
+    assert len(loaded) == 1  # both were trained on the same
     shown = capsys.readouterr().out
     assert "[1/2]" in shown
     assert "[2/2]" in shown

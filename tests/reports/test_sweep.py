@@ -248,8 +248,8 @@ def test_rate_and_distortion_of_the_linear_optimum_lie_on_its_closed_form(
     summary = summarise(tmp_path)
     found, ((curve, exact),) = points(summary.groups), closed_forms(summary)
     assert len(found) == 2
-    assert found == [pytest.approx(pair, rel=2e-3) for pair in exact]
-    assert [curve[0], curve[-1]] == [pytest.approx(pair) for pair in exact]
+    assert found == [pytest.approx(point, rel=2e-3) for point in exact]
+    assert [curve[0], curve[-1]] == [pytest.approx(point) for point in exact]
     rates = [rate for _, rate in curve]
     assert rates == sorted(rates, reverse=True)
     assert len(curve) == CURVE_POINTS

@@ -25,7 +25,7 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 
 
 def problems(tmp_path: Path, *overrides: str) -> list[str]:
-    """What a run with these overrides would be told before it begins."""
+    """What a run with these overrides would be refused for before it begins."""
     try:
         build_run(settings(*overrides), tmp_path)
     except UserError as error:

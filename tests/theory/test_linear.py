@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import at_optimum, build_model
+from conftest import ROOT, at_optimum, build_model
 
 from vae.analysis.chain import local_gain, one_step_test, run_chain
 from vae.analysis.latents import latent_statistics
@@ -24,7 +24,8 @@ from vae.theory.ppca import PPCA, Spectrum
 
 @pytest.fixture(scope="module")
 def digits() -> torch.Tensor:
-    data = ImageDataModule("digits", "tests", val_size=100)
+    data = ImageDataModule("digits", str(ROOT / "data"), val_size=100)
+    data.prepare_data()
     data.setup("test")
     return as_images(data.split_pixels("train"))
 
@@ -177,7 +178,7 @@ def test_local_gain_of_a_linear_weights_is_its_spectral_radius(digits):
 
 
 def test_kl_spectrum_at_the_optimum_is_half_the_log_of_the_eigenvalues(digits):
-    oracle = PPCA(Spectrum.of(digits), 24, 1.0)
+    oracle = PPCA(Spectrum.from_images(digits), 24, 1.0)
     assert 0 < oracle.collapsed < 24
     found = latent_statistics(at_optimum(digits, 24, 1.0), digits.split(130))
     assert (found.kl - oracle.kl).abs().max() < 1e-4

@@ -14,7 +14,7 @@ from vae.theory.ppca import PPCA, Spectrum, rate_distortion
 
 @pytest.fixture(scope="module")
 def spectrum(digits: ImageDataModule) -> Spectrum:
-    return Spectrum.of(digits.split_pixels("train"))
+    return Spectrum.from_images(digits.split_pixels("train"))
 
 
 def test_spectrum_is_that_of_the_covariance(digits: ImageDataModule, spectrum: Spectrum):
@@ -22,7 +22,7 @@ def test_spectrum_is_that_of_the_covariance(digits: ImageDataModule, spectrum: S
     covariance = torch.cov(x.T, correction=0)
     rebuilt = spectrum.eigenvectors @ spectrum.eigenvalues.diag() @ spectrum.eigenvectors.T
     torch.testing.assert_close(rebuilt, covariance, rtol=0, atol=1e-7)
-    of_floats = Spectrum.of(digits.split_pixels("train").double() / 255)
+    of_floats = Spectrum.from_images(digits.split_pixels("train").double() / 255)
     torch.testing.assert_close(of_floats.eigenvalues, spectrum.eigenvalues, rtol=0, atol=1e-12)
 
 
@@ -30,7 +30,7 @@ def test_spectrum_of_bytes_is_exact_whatever_they_are():
     """All white is the worst case for sums in float32: 256 · 255² is just below 2²⁴."""
     images = torch.full((1000, 1, 4, 4), 255, dtype=torch.uint8)
     images[::2, 0, 0, 0] = 0
-    spectrum = Spectrum.of(images)
+    spectrum = Spectrum.from_images(images)
     assert spectrum.mean.tolist() == [0.5] + [1.0] * 15
     assert spectrum.eigenvalues.tolist() == [0.25] + [0.0] * 15
 
@@ -121,7 +121,7 @@ def test_training_reaches_the_oracle(digits: ImageDataModule, spectrum: Spectrum
 def test_reference_metrics_of_mnist(mnist: ImageDataModule):
     """All 60 000 training images: known mean, spectrum, and optima over latent_dim and sigma."""
     images = mnist.pixels["train"]
-    spectrum = Spectrum.of(images)
+    spectrum = Spectrum.from_images(images)
     assert spectrum.mean.mean().item() == pytest.approx(0.1306605, abs=1e-7)
     assert spectrum.eigenvalues.sum().item() == pytest.approx(52.72504, abs=1e-5)
     assert spectrum.eigenvalues[:5].tolist() == pytest.approx(

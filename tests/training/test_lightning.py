@@ -333,11 +333,11 @@ def test_plateau_lowers_the_rate_where_the_elbo_stays(tmp_path: Path) -> None:
 
 def evaluated(folder: Path) -> float:
     """The test ELBO of the model that `load_run` opens, with the noise of a run's own test."""
-    opened = vae.load_run(folder)
-    images = load_data(opened.config).images("test")
+    loaded = vae.load_run(folder)
+    images = load_data(loaded.config).images("test")
     eps = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return opened.model.elbo_terms(images, eps)[0].elbo.mean().item()
+        return loaded.model.elbo_terms(images, eps)[0].elbo.mean().item()
 
 
 @pytest.mark.parametrize("callback", ["ema", "swa"])
@@ -448,10 +448,10 @@ def test_a_checkpoint_loads_by_itself(tmp_path: Path) -> None:
     run(tmp_path, "model=deep", "scheduler=cosine")
     module = vae.LitVAE.load_from_checkpoint(tmp_path / BEST, weights_only=True)
     assert module.hparams["model"]["encoder"]["hidden"] == [512, 256]
-    opened = vae.load_run(tmp_path).model
+    loaded = vae.load_run(tmp_path).model
     z = torch.randn(5, 2)
     with torch.no_grad():
-        assert torch.equal(module.model.mean_image(z), opened.mean_image(z))
+        assert torch.equal(module.model.mean_image(z), loaded.mean_image(z))
 
 
 def test_a_checkpoint_of_foreign_classes_builds_nothing(tmp_path: Path) -> None:

@@ -240,10 +240,10 @@ def test_a_logger_that_is_not_installed_names_its_extra(
 
     monkeypatch.setattr(lightning.pytorch.loggers.wandb, "_WANDB_AVAILABLE", False)
     monkeypatch.setattr(lightning.pytorch.loggers.mlflow, "_MLFLOW_AVAILABLE", False)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         train(settings(f"logger={name}", "model.sigma=0"), tmp_path)
-    assert told.value.problems[1] == f"logger={name} needs: pip install -e .[{name}]"
-    assert len(told.value.problems) == 2
+    assert raised.value.problems[1] == f"logger={name} needs: pip install -e .[{name}]"
+    assert len(raised.value.problems) == 2
 
 
 def test_none_leaves_the_files_alone(tmp_path: Path):
@@ -286,7 +286,7 @@ def test_metrics_are_kept_though_tensorboard_fails(
     assert run(tmp_path, 3)["test/elbo"] < 0
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert said == [
-        "logger: [Errno 28] No space left on device (OSError); the run goes on without it"
+        "logger: [Errno 28] No space left on device (OSError); the run continues without it"
     ]
     assert "Traceback" not in capsys.readouterr().err
     assert (tmp_path / "figures" / "posterior_collapse.png").exists()

@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, starved of disk or led astray: nothing saved is lost, and a
+"""Runs that are killed, asked to stop, starved of disk or led astray: nothing saved is lost, and a
 line says so."""
 
 import math
@@ -66,10 +66,10 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path):
     ):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    told = time.monotonic()
+    asked = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
-    assert time.monotonic() - told < 5
+    assert time.monotonic() - asked < 5
     assert process.returncode == 143
     assert f"resume with: python -m vae.train resume={run}" in said
     assert "Traceback" not in said
@@ -100,9 +100,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
             next(getattr(task.model, network).parameters()).data[0] = float("nan")
 
     monkeypatch.setattr(LitVAE, "on_train_epoch_start", poison)
-    with pytest.raises(RunError) as told:
+    with pytest.raises(RunError) as raised:
         train(settings(*QUIET, "trainer.max_epochs=3"), tmp_path)
-    line = str(told.value)
+    line = str(raised.value)
     assert "\n" not in line
     assert line.startswith(f"step 4, epoch 2: the gradient of the {network} was not finite")
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -120,10 +120,10 @@ def test_what_a_checkpoint_belongs_to_cannot_be_changed(tmp_path: Path):
     changed = resumed("trainer.max_epochs=60", "trainer.limit_val_batches=1", "~callbacks.chain")
     assert changed.trainer == {**settings().trainer, "max_epochs": 60, "limit_val_batches": 1}
     assert (changed.callbacks.chain, changed.scheduler.T_max) == (None, "auto")
-    with pytest.raises(UserError, match=r"optimizer\.lr=1 cannot be changed") as told:
+    with pytest.raises(UserError, match=r"optimizer\.lr=1 cannot be changed") as raised:
         resumed("optimizer.lr=1", "model=deep", "callbacks=none")
-    assert told.value.problems[2].startswith("callbacks=none: while resuming")
-    assert len(told.value.problems) == 3
+    assert raised.value.problems[2].startswith("callbacks=none: while resuming")
+    assert len(raised.value.problems) == 3
 
 
 def test_settings_from_before_a_key_existed_take_its_default(tmp_path: Path):

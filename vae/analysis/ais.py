@@ -149,7 +149,7 @@ class Path:
 def starting_law(model: VAE, images: Tensor, start: str) -> Proposal:
     """q(z|x) of the encoder for start="posterior", N(0, I) for start="prior"."""
     with torch.no_grad():
-        q = Proposal.of(model.encode(images))
+        q = Proposal.from_normal(model.encode(images))
     if start == "posterior":
         return q
     return Proposal(torch.zeros_like(q.loc), torch.ones_like(q.scale))

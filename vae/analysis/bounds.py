@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
     se: float
 
     @classmethod
-    def of(cls, values: Tensor) -> "Estimate":
+    def from_values(cls, values: Tensor) -> "Estimate":
         """Of one value an image, [N]; the error is NaN for a single image."""
         values = values.cpu().double()
         se = values.std() / math.sqrt(len(values)) if len(values) > 1 else torch.tensor(math.nan)
@@ -82,7 +82,7 @@ class Proposal(NamedTuple):
     factor: Tensor | None = None  # [B, m, m]
 
     @classmethod
-    def of(cls, q: Normal) -> "Proposal":
+    def from_normal(cls, q: Normal) -> "Proposal":
         """q(z|x) of an encoder."""
         return cls(q.loc, q.scale)
 
@@ -140,7 +140,7 @@ def log_weights(
 ) -> Tensor:
     """log p(x, z_j)/q(z_j), z_j ~ q, for images [B, C, H, W]; [B, K]. q is the encoder's without a
     `proposal`."""
-    proposal = Proposal.of(model.encode(images)) if proposal is None else proposal
+    proposal = Proposal.from_normal(model.encode(images)) if proposal is None else proposal
     return log_ratio(model, images, proposal.noise(K, generator), proposal)
 
 

@@ -113,7 +113,7 @@ def optimise_chunk(
     """`optimise_proposal` of images that fit into memory together."""
     # 1. Parameters, in units of the encoder's standard deviations
     with torch.no_grad():
-        start = Proposal.of(model.encode(images))
+        start = Proposal.from_normal(model.encode(images))
     B, m = start.loc.shape
     image = torch.arange(B, device=images.device)
     shift, log_scale = torch.zeros_like(start.loc), torch.zeros_like(start.loc)

@@ -43,7 +43,7 @@ class LatentStatistics(NamedTuple):
 
 @torch.no_grad()
 def latent_statistics(model: VAE, batches: Iterable[Tensor]) -> LatentStatistics:
-    """Over batches [B, 1, 28, 28] of images."""
+    """Over batches [B, C, H, W] of images."""
     posteriors = [model.encode(images) for images in batches]
     kl = torch.cat([kl_to_prior(q) for q in posteriors]).cpu().double()
     mean = torch.cat([q.loc for q in posteriors]).cpu().double()
@@ -96,7 +96,7 @@ def interpolations(model: VAE, a: Tensor, b: Tensor, steps: int = 11) -> Tensor:
 def origin(
     model: VAE, start: Tensor, latents: Sequence[int] | None
 ) -> tuple[Tensor, list[int], LatentStatistics | None]:
-    """Where a traversal starts, z [m], the latents that it moves, and what images told of them."""
+    """Where a traversal starts, z [m], which latents it moves, and their statistics over images."""
     start = start.to(model.device)
     if start.dim() == 1:
         return start, list(range(model.latent_dim) if latents is None else latents), None

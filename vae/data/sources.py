@@ -206,7 +206,7 @@ def _from_torchvision(source: Source, target: Path) -> None:
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
-        with open(os.devnull, "w") as quiet, redirect_stdout(quiet):
+        with open(os.devnull, "w") as null, redirect_stdout(null):
             dataset(target, download=True)
     except (
         Exception

@@ -27,15 +27,15 @@ class Likelihood(nn.Module):
     binary = False  # made for pixels that are 0 or 1 alone
 
     def distribution(self, output: Tensor) -> distributions.Distribution:
-        """p(x|z), pixel by pixel, over [B, 1, 28, 28]."""
+        """p(x|z), pixel by pixel, over [B, C, H, W]."""
         raise NotImplementedError
 
     def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images drawn from p(x|z), [B, 1, 28, 28]."""
+        """Images drawn from p(x|z), [B, C, H, W]."""
         raise NotImplementedError
 
     def mean(self, output: Tensor) -> Tensor:
-        """The mean image, [B, 1, 28, 28]."""
+        """The mean image, [B, C, H, W]."""
         return self.distribution(output).mean
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:

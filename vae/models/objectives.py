@@ -1,6 +1,6 @@
 """What training minimises, image by image; what is reported as the ELBO stays the ELBO.
 
-An objective is called with the model, images x [B, 1, 28, 28], standard normal noise [samples, B,
+An objective is called with the model, images x [B, C, H, W], standard normal noise [samples, B,
 m] and the number of optimiser steps done, and returns what to minimise, [B], with the terms of the
 ELBO, which are logged. `samples` says how many latents it wants for each image. B images, m
 latents, everything in nats.
@@ -28,9 +28,9 @@ class ELBO:
 
     def __call__(self, model: VAE, x: Tensor, noise: Tensor, step: int) -> tuple[Tensor, ELBOTerms]:
         terms, _posterior = model.elbo_terms(x, noise[0])
-        return self.of(terms, step), terms
+        return self.loss(terms, step), terms
 
-    def of(self, terms: ELBOTerms, step: int) -> Tensor:
+    def loss(self, terms: ELBOTerms, step: int) -> Tensor:
         return terms.kl.sum(-1) - terms.log_likelihood
 
 
@@ -41,7 +41,7 @@ class BetaELBO(ELBO):
     def __init__(self, beta: Weight = 1.0, warmup_steps: Steps = 0) -> None:
         self.beta, self.warmup_steps = beta, warmup_steps
 
-    def of(self, terms: ELBOTerms, step: int) -> Tensor:
+    def loss(self, terms: ELBOTerms, step: int) -> Tensor:
         beta = self.beta * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.beta
         return beta * terms.kl.sum(-1) - terms.log_likelihood
 
@@ -56,12 +56,12 @@ class FreeBits(ELBO):
     def __init__(self, nats: Weight) -> None:
         self.nats = nats
 
-    def of(self, terms: ELBOTerms, step: int) -> Tensor:
+    def loss(self, terms: ELBOTerms, step: int) -> Tensor:
         sums = torch.cat([terms.kl.detach().sum(0), terms.kl.new_full((1,), len(terms.kl))])
         if distributed.is_initialized():
             distributed.all_reduce(sums)
-        spent = sums[:-1] > self.nats * sums[-1]  # [m], where the maximum is the KL
-        return torch.where(spent, terms.kl, self.nats).sum(-1) - terms.log_likelihood
+        above_threshold = sums[:-1] > self.nats * sums[-1]  # [m], where the maximum is the KL
+        return torch.where(above_threshold, terms.kl, self.nats).sum(-1) - terms.log_likelihood
 
 
 class IWAE:

@@ -130,13 +130,14 @@ def open_runs(
     setting: str,
     folders: Any,
     allow: Any = (),
-    device: str = "cpu",
     problems: list[str] | None = None,
+    diverged: bool = False,
 ) -> list[Run]:
     """The runs of these folders, for a command whose setting named them.
 
-    A folder that cannot be opened, or whose weights are not finite, gets a line that begins with
-    the setting: in `problems`, where a command collects them, else in a UserError.
+    A folder that cannot be opened, or whose weights are not finite unless `diverged` ones may be,
+    gets a line that begins with the setting: in `problems`, where a command collects them, else in
+    a UserError.
     """
     found: list[str] = []
     runs = []
@@ -147,8 +148,8 @@ def open_runs(
         if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
             continue  # the command's own validation says so
         try:
-            run = load_run(folder, device=device, allow=modules)
-            if problem := divergence_problem(run):
+            run = load_run(folder, allow=modules)
+            if not diverged and (problem := divergence_problem(run)):
                 raise UserError(problem)
             runs.append(run)
         except UserError as error:
@@ -292,7 +293,7 @@ def load_data(config: DictConfig, root: str | None = None, allow: tuple[str, ...
 
 
 def environment(seed: int, device: torch.device) -> dict[str, Any]:
-    """What the metrics of a run depend on beside its settings."""
+    """What the metrics of a run depend on besides its settings."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40"],
         cwd=Path(__file__).parent,

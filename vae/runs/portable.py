@@ -26,7 +26,7 @@ ONNX = ("onnx", "onnxruntime", "onnxscript")  # the extra `onnx`
 
 
 class Encode(nn.Module):
-    """Images [B, 1, 28, 28] in [0, 1] to mean and sd of q(z|x), each [B, m]."""
+    """Images [B, C, H, W] in [0, 1] to mean and sd of q(z|x), each [B, m]."""
 
     takes, gives = "images", ("mean", "sd")
 
@@ -43,7 +43,7 @@ class Encode(nn.Module):
 
 
 class Decode(nn.Module):
-    """Latents [B, m] to mean images f(z), [B, 1, 28, 28]."""
+    """Latents [B, m] to mean images f(z), [B, C, H, W]."""
 
     takes, gives = "latents", ("image",)
 

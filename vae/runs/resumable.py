@@ -25,7 +25,7 @@ from vae.runs.errors import UserError
 from vae.runs.printable import printable
 
 SCHEDULERS = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-KINDS = (
+STATEFUL_CLASSES = (
     *(torch.nn.Module, torch.optim.Optimizer, *SCHEDULERS, L.LightningDataModule),
     *(L.Trainer, L.Callback, Logger, Profiler, Strategy),
 )
@@ -81,7 +81,7 @@ def target_problem(folder: Path, target: str) -> str | None:
     if found is None:
         return "does not exist here"
     own = top == "vae" and callable(found)
-    if not own and not (isinstance(found, type) and issubclass(found, KINDS)):
+    if not own and not (isinstance(found, type) and issubclass(found, STATEFUL_CLASSES)):
         return "is refused: it is no module, optimizer, schedule, callback, logger or data module"
     return None
 

@@ -16,7 +16,7 @@ from vae.runs.types import Count, Folder, Modules, RunFolder, Seed, Text
 
 @dataclass
 class TrainSettings:
-    """conf/train.yaml, beside its groups."""
+    """conf/train.yaml, besides its groups."""
 
     seed: Seed
     threads: Annotated[int, Ge(1), Le(1024)] | None

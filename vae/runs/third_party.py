@@ -42,7 +42,7 @@ Precision = Literal[
 
 @dataclass
 class SchedulerOptions:
-    """Lightning's keys of a scheduler, beside the scheduler's own arguments."""
+    """Lightning's keys of a scheduler, besides the scheduler's own arguments."""
 
     interval: Literal["epoch", "step"] = "epoch"
     frequency: Positive = 1

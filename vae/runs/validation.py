@@ -169,7 +169,7 @@ def problems_of_node(key: str, node: Any, kind: type) -> Iterator[str]:
 
 
 def own_arguments(key: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node less the keys that are for Lightning, beside a scheduler's own arguments."""
+    """A node less the keys that are for Lightning, besides a scheduler's own arguments."""
     options = SCHEDULER_OPTIONS if key == "scheduler" else ()
     return {name: value for name, value in node.items() if name not in options}
 

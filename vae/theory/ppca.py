@@ -26,7 +26,7 @@ class Spectrum:
     eigenvectors: Tensor  # [D, D], one a column
 
     @classmethod
-    def of(cls, images: Tensor, transform: str = "grey") -> "Spectrum":
+    def from_images(cls, images: Tensor, transform: str = "grey") -> "Spectrum":
         """Of images [N, ...], uint8 in 0…255 or floating point in [0, 1]; memory is bounded.
 
         `transform` is what the data makes of grey pixels (vae.data): dequantised or binarised with
@@ -59,12 +59,12 @@ class Spectrum:
 
     @classmethod
     def cached(cls, images: Tensor, transform: str = "grey") -> "Spectrum":
-        """`of`, computed once for the same images: the jobs of a sweep share it (for MNIST a second
-        on one core)."""
+        """`from_images`, computed once for the same images: the jobs of a sweep share it (for MNIST
+        a second on one core)."""
         key = hashlib.sha256(images.cpu().numpy().tobytes() + transform.encode()).digest()
         if key not in CACHE:
             CACHE.clear()
-            CACHE[key] = cls.of(images, transform)
+            CACHE[key] = cls.from_images(images, transform)
         return CACHE[key]
 
 

@@ -17,7 +17,7 @@ from vae.runs.errors import RunError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the old file, then takes its place in one step; a kill or a full disk leaves
+    """Writes next to the old file, then takes its place in one step; a kill or a full disk leaves
     the old one.
 
     Where the best is also the last, the second of them is a link to the first: written once, kept
@@ -71,7 +71,7 @@ class BestAndLast(ModelCheckpoint):
     """Keeps `best.ckpt`, by validation ELBO, and `last.ckpt`, of the latest epoch's end.
 
     A validation within an epoch may find the best weights too. What is resumed is `last.ckpt`
-    alone: Lightning goes on exactly from the end of an epoch, not from within a validation.
+    alone: Lightning resumes exactly from the end of an epoch, not from within a validation.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,7 +88,7 @@ class BestAndLast(ModelCheckpoint):
 
     @cached_property
     def state_key(self) -> str:
-        """Lightning's own, which it would make anew for every hook."""
+        """Lightning's own, which it would make again for every hook."""
         return super().state_key
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -110,7 +110,7 @@ class BestAndLast(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, candidates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What was best before, in the folder as it is called now: a copied run goes on like the
+        """What was best before, in the folder as it is called now: a copied run resumes like the
         original."""
         best = str(Path(str(self.dirpath)) / "best.ckpt")
         scores = dict.fromkeys(

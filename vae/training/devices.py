@@ -18,7 +18,7 @@ HALF = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float1
 
 
 def resolve_precision(precision: Any, accelerator: str) -> Any:
-    """Lightning's precision for `fastest`, told in a line; any other as it is.
+    """Lightning's precision for `fastest`, logged in a line; any other as it is.
 
     Without hardware for it bfloat16 is emulated: on a CPU with AVX2 alone 25 times slower.
     """

@@ -100,7 +100,7 @@ class FaultTolerantLogger(Logger):
     """Lightning's loggers, any number of them, as one.
 
     As a context it is open. The first failure of a logger within warns and takes that logger out;
-    the run and the other loggers go on. `loggers` are those that are left.
+    the run and the other loggers continue. `loggers` are those that are left.
     """
 
     def __init__(
@@ -226,11 +226,11 @@ class FaultTolerantLogger(Logger):
                 while error.__cause__ is not None:
                     error = error.__cause__
                 what = f"{first_line(error)} ({type(error).__name__})"
-                log.warning("logger: %s; the run goes on without it", what)
+                log.warning("logger: %s; the run continues without it", what)
                 self.loggers.remove(logger)
 
     def _in_thread(self, args: threading.ExceptHookArgs) -> None:
-        """What fails in TensorBoard's thread is raised again where it is logged, and told there."""
+        """What fails in TensorBoard's thread is raised again, and reported, where it is logged."""
         if type(args.thread).__name__ != "_AsyncWriterThread":
             self._excepthook(args)
 

@@ -17,7 +17,7 @@ class ExactResume(L.Callback):
     """A resumed run ends bit for bit (on a CPU) as if it had never been interrupted.
 
     Saves and restores torch's generators, the sums behind the `train/*` metrics and the totals over
-    all interruptions. Where the run has become longer, its learning rate goes on along the longer
+    all interruptions. Where the run has become longer, its learning rate continues along the longer
     schedule. Without a checkpoint, training starts from the generators as they were when this was
     made: DDP seeds them once more in between.
     """

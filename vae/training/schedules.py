@@ -82,8 +82,8 @@ def run_length(trainer: L.Trainer, interval: str) -> int:
 def replay(schedule: Schedule, scheduler: Any, optimizer: Optimizer, length: int) -> None:
     """Put a resumed scheduler where a run of this length would have it by now.
 
-    A run may be resumed for longer than it was planned: its schedule then goes on along that of the
-    longer run. Schedulers that depend on metrics stay as they are.
+    A run may be resumed for longer than it was planned: its schedule then continues along that of
+    the longer run. Schedulers that depend on metrics stay as they are.
     """
     if not schedule.auto or "metrics" in inspect.signature(scheduler.step).parameters:
         return

@@ -1,5 +1,5 @@
-"""Signals, and saving within an epoch: a run that is told to stop saves, says how to go on, and
-stops."""
+"""Signals, and saving within an epoch: a run that is asked to stop saves, says how to resume it,
+and stops."""
 
 import signal
 import sys

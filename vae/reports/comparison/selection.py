@@ -9,13 +9,13 @@ from omegaconf import OmegaConf
 
 from vae.data.datamodule import ImageDataModule
 from vae.runs.errors import UserError
-from vae.runs.folder import Run, load_data, load_run
+from vae.runs.folder import Run, load_data, open_runs
 from vae.runs.identity import comparability, group_trainings, incomparable, name_runs
 
 MAX_ENTRIES, MAX_RUNS = 24, 120
 
 
-def open_runs(
+def runs_to_compare(
     named: Sequence[str] | str, allow: tuple[str, ...] = (), max_runs: int = MAX_RUNS
 ) -> list[Run]:
     """The runs of these folders; a folder of run folders (a sweep) stands for the trained ones.
@@ -23,16 +23,12 @@ def open_runs(
     Raises UserError with a line for each folder that is no run, and where fewer than two or too
     many are left.
     """
-    problems: list[str] = []
-    runs: dict[Path, Run] = {}
-    for name in [named] if isinstance(named, str) else named:
-        for folder in run_folders(Path(name)):
-            try:
-                if folder.resolve() in runs:
-                    raise UserError(f"{folder} is named twice")
-                runs[folder.resolve()] = load_run(folder, allow=allow)
-            except UserError as error:
-                problems += [f"runs: {problem}" for problem in error.problems]
+    names = [named] if isinstance(named, str) else named
+    folders = [folder for name in names for folder in run_folders(Path(name))]
+    places = [folder.resolve() for folder in folders]
+    twice = [folder for i, folder in enumerate(folders) if places[i] in places[:i]]
+    problems = [f"runs: {folder} is named twice" for folder in twice]
+    runs = open_runs("runs", folders, allow, problems, diverged=True)
     if not problems and not 2 <= len(runs) <= max_runs:
         problems.append(
             f"runs={named} makes {len(runs)} runs, and must make 2 to {max_runs}: "
@@ -40,7 +36,7 @@ def open_runs(
         )
     if problems:
         raise UserError(*problems)
-    return list(runs.values())
+    return runs
 
 
 def run_folders(folder: Path) -> list[Path]:

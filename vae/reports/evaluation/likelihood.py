@@ -155,7 +155,7 @@ def all_images(values: Values, metrics: Metrics, images: Tensor) -> Metrics:
         if name in found:
             result |= estimate(f"{name}/log_p_all", found[name])
     if "exact/log_p" in values:
-        exact = Estimate.of(values["exact/log_p"])
+        exact = Estimate.from_values(values["exact/log_p"])
         result |= {"bound/log_p": exact.mean, "bound/log_p_se": exact.se}
         result |= {"bound/log_p_subset_se": 0.0, "bound/method": "exact"}
         return result | {"bound/images": len(whole), "bound/ess": None}

@@ -142,7 +142,7 @@ class DataCache:
         self.key = ""
         self.data: ImageDataModule | None = None
 
-    def of(self, run: Run) -> ImageDataModule:
+    def load(self, run: Run) -> ImageDataModule:
         """Raises UserError or RunError where the data cannot be had."""
         key = json.dumps(resolved(run.config)["data"], sort_keys=True, default=str)
         if self.data is None or key != self.key:

@@ -30,7 +30,7 @@ class Evaluator:
         """All metrics of the run in this folder, flat keys as docs/metrics.md lists them."""
         started = time.perf_counter()
         run, settings = open_run(folder, self.settings), self.settings
-        data = self.data.of(run)
+        data = self.data.load(run)
         model = run.model
         metrics: Metrics = {
             "run": str(folder),

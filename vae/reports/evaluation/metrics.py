@@ -45,7 +45,7 @@ def seeded_generator(seed: int, device: torch.device) -> torch.Generator:
 
 def means(values: Values) -> Metrics:
     """Mean and standard error of every value."""
-    estimates = {key: Estimate.of(value) for key, value in values.items()}
+    estimates = {key: Estimate.from_values(value) for key, value in values.items()}
     return {
         k: v for key, (mean, se) in estimates.items() for k, v in ((key, mean), (f"{key}_se", se))
     }

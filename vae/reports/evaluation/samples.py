@@ -38,7 +38,7 @@ def load_classifier(
 def samples(
     model: VAE, classifier: Classifier, data: ImageDataModule, settings: Settings
 ) -> Metrics:
-    """Prior samples against test images in the classifier's features, beside the floor: training
+    """Prior samples against test images in the classifier's features, next to the floor: training
     images against test.
 
     All three sets have the same size. `<key>_floor` is what the training images score.
