@@ -12,7 +12,7 @@ EVALUATE ?= +preset=quick
 JUDGE ?= +preset=study
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab study train evaluate compare networks sweep tensorboard bench \
+.PHONY: help install lab study results train evaluate compare networks sweep tensorboard bench \
 	test test-all torture check
 
 help: ## what can be made
@@ -51,6 +51,24 @@ study: $(VENV)/installed ## does the generative ability grow with the networks? 
 	runs="[$(subst $() ,$(comma),$(STUDY:%=outputs/study/%))]"; \
 	$(RUN) -m vae.evaluate "runs=$$runs" $(JUDGE); \
 	$(RUN) -m vae.compare "runs=$$runs" page=study out=outputs/study
+
+# What docs/results.md shows besides the lab and the study: sweeps over settings and three seeds, and the published models.
+SWEPT := lab_best_sigma collapse_vs_sigma linear_vs_deep remedies
+PUBLISHED := wu2017_vae10 wu2017_vae50
+sweep_into = $(RUN) -m vae.train --multirun +experiment=$(1) hydra.sweep.dir=outputs/results/$(1)
+
+results: $(VENV)/installed ## the experiments of docs/results.md at full length, many hours; skips what is done, resumes the rest
+	@set -e; for name in $(SWEPT); do \
+		$(call sweep_into,$$name) seed=0,1,2 $(ARGS); \
+	done; \
+	$(call sweep_into,rate_distortion) $(ARGS); \
+	for name in $(PUBLISHED); do \
+		$(call sweep_into,$$name) $(ARGS); \
+		$(RUN) -m vae.evaluate runs=outputs/results/$$name +preset=log_p; \
+	done; \
+	$(call sweep_into,burda2015_vae_cosine) $(ARGS); \
+	$(RUN) -m vae.evaluate runs=outputs/results/burda2015_vae_cosine +preset=l_5000; \
+	$(RUN) docs/results/collect.py outputs/results/*/
 
 train: $(VENV)/installed ## one run: make train ARGS="model=deep model.latent_dim=8"
 	$(RUN) -m vae.train $(ARGS)

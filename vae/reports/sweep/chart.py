@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from vae.plots.images import new_figure
 from vae.plots.palette import ORACLE, run_colour, run_dashes
@@ -44,7 +45,9 @@ class XAxis:
             axes.set_xscale("log", base=2 if len(values) <= MAX_TICKS else 10)
         if self.numeric and len(values) > MAX_TICKS:
             axes.set_xlabel(label)
-            return  # matplotlib's own ticks
+            axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own ticks, without its TeX
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            return
         ticks = values if self.numeric else range(len(values))
         step = max(1, -(-len(values) // 12))  # at most a dozen labels
         longest = max(map(len, self.labels), default=0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from omegaconf import OmegaConf
 
 from vae.plots.images import chart
@@ -59,6 +60,9 @@ def rate_distortion_figure(summary: Summary) -> Figure:
         axes.plot(*zip(*dots, strict=True), ".", color=ORACLE, zorder=1)
     axes.plot([], [], "o", color="grey", markerfacecolor="white", label="on test images")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(fontsize=9)
     return figure
 
