@@ -9,14 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from vae.reports.sweep.runs import SEED, STATES, SweepRun, as_text, plain, read_runs, swept_keys
 from vae.runs.errors import UserError
 from vae.runs.identity import group_trainings, name_runs
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MAX_SINGLE_POINTS = 7  # groups of settings that make no lines
 
@@ -142,8 +141,6 @@ def statistics(
 
     None where the metric of a training is missing or not finite; no spread of a single training.
     """
-    import pandas as pd
-
     frame = pd.DataFrame(list(metrics)).astype(float)
     mean, deviation = frame.mean(skipna=False), frame.std(skipna=False, ddof=1)
     error = frame.sem(skipna=False, ddof=1)

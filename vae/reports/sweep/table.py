@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from vae.reports.sweep.groups import Group, Summary
 from vae.reports.sweep.runs import as_text, to_frame
 from vae.runs.files import atomic_write
@@ -21,8 +23,6 @@ COLUMNS = (
 
 def write_csv(folder: Path, summary: Summary) -> None:
     """summary.csv has a row for each run, groups.csv one for each group of trainings."""
-    import pandas as pd
-
     runs = to_frame(summary.runs, summary.swept)
     names = dict.fromkeys(name for group in summary.groups for name in group.mean)
     rows = [
