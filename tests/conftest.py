@@ -144,6 +144,11 @@ def mnist() -> ImageDataModule:
     return data
 
 
+FIGURES = ("reconstructions", "prior_samples", "posterior_collapse", "elbo_curves", "chain")
+NO_PICTURES = [f"callbacks.{name}=null" for name in FIGURES]
+NO_PICTURES += ["trainer.accelerator=cpu", "model.latent_dim=4"]
+
+
 class ShortRun:
     """Two epochs of the baseline on the repository's digits, every callback on."""
 

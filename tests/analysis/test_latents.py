@@ -12,8 +12,6 @@ from conftest import ROOT, build_model, set_linear
 import vae
 from vae.analysis.latents import interpolations, traversals
 from vae.models.elbo import kl_to_prior
-from vae.plots.images import png
-from vae.plots.latents import interpolation_figure, traversal_figure
 from vae.theory.linear import affine_weights
 from vae.theory.ppca import PPCA, Spectrum
 
@@ -69,28 +67,6 @@ def test_interpolations_of_a_linear_decoder_are_mixtures_of_their_ends(images, o
         torch.testing.assert_close(between[:, 4], ends[1], rtol=0, atol=1e-12)
         mixed = (between[:, 1] - (0.75 * ends[0] + 0.25 * ends[1])).abs().max()
         assert (mixed < 1e-6) == (model is optimum[0])
-
-
-def test_pictures_name_their_rows_and_columns(images, optimum):
-    model, oracle = optimum
-    figure = traversal_figure(model, images, steps=3)
-    (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["-3.0", "+0.0", "+3.0"]
-    assert axes.get_yticklabels()[0].get_text() == f"z0  {oracle.kl[0]:.2f} nats"
-    assert len(axes.get_yticklabels()) == min(10, oracle.rank)
-    assert png(figure)[:4] == b"\x89PNG"
-    (axes,) = interpolation_figure(model, images[:2], images[2:4], steps=3).axes
-    text = ["image a", "0.00", "0.50", "1.00", "image b"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == text
-    shown = axes.images[0].get_array()
-    assert (
-        shown[:28, :28] == (images[0, 0] * 255).round().numpy()
-    ).all()  # the image itself comes first
-    model = build_model("model.latent_dim=2").requires_grad_(False)
-    model.encoder.layers[0].weight.zero_()
-    model.encoder.layers[0].bias.zero_()
-    with pytest.raises(ValueError, match="use no latent"):
-        traversal_figure(model, images.float())
 
 
 def test_what_a_notebook_imports_comes_on_first_use():

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, settings
+from conftest import NO_PICTURES, ROOT, settings
 from omegaconf import DictConfig, OmegaConf
-from test_train import QUIET
 
 import vae
 from vae.runs.errors import RunError, UserError
@@ -50,7 +49,12 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path):
     """In the middle of a long epoch: exit code 143 within 5 s, and the printed command finishes the
     run."""
     run = tmp_path / "run"
-    overrides = ["data=digits", f"data.root={ROOT / 'data'}", *QUIET, f"hydra.run.dir={run}"]
+    overrides = [
+        "data=digits",
+        f"data.root={ROOT / 'data'}",
+        *NO_PICTURES,
+        f"hydra.run.dir={run}",
+    ]
     overrides += [
         "data.batch_size=1",
         "trainer.max_epochs=2",
@@ -101,7 +105,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
 
     monkeypatch.setattr(LitVAE, "on_train_epoch_start", poison)
     with pytest.raises(RunError) as raised:
-        train(settings(*QUIET, "trainer.max_epochs=3"), tmp_path)
+        train(settings(*NO_PICTURES, "trainer.max_epochs=3"), tmp_path)
     line = str(raised.value)
     assert "\n" not in line
     assert line.startswith(f"step 4, epoch 2: the gradient of the {network} was not finite")
@@ -128,13 +132,13 @@ def test_what_a_checkpoint_belongs_to_cannot_be_changed(tmp_path: Path):
 
 def test_settings_from_before_a_key_existed_take_its_default(tmp_path: Path):
     """Each whole key away in turn: the run loads, and is resumed with what the key is today."""
-    train(settings(*QUIET, "trainer.max_epochs=1"), tmp_path)
+    train(settings(*NO_PICTURES, "trainer.max_epochs=1"), tmp_path)
     (tmp_path / ".hydra").mkdir(exist_ok=True)
     today = settings("trainer.max_epochs=2", "model.latent_dim=4")
     for key in today.keys() - {"model", "data"}:  # the model takes the images' shape from data
         kept = {
             name: value
-            for name, value in settings(*QUIET, "trainer.max_epochs=2").items()
+            for name, value in settings(*NO_PICTURES, "trainer.max_epochs=2").items()
             if name != key
         }
         OmegaConf.save(kept, tmp_path / ".hydra" / "config.yaml")
@@ -163,7 +167,7 @@ def test_a_longer_run_goes_along_the_longer_schedule(
 
     monkeypatch.setattr(LitVAE, "on_train_epoch_start", note)
     for epochs in (2, 4):
-        train(settings(*QUIET, f"trainer.max_epochs={epochs}"), tmp_path)
+        train(settings(*NO_PICTURES, f"trainer.max_epochs={epochs}"), tmp_path)
     short, long = ([0.0005 * (1 + math.cos(math.pi * t / T)) for t in range(T)] for T in (2, 4))
     assert rates == pytest.approx(short + long[2:], abs=1e-15)
 
@@ -178,7 +182,11 @@ def test_a_run_in_a_second_that_is_taken_gets_a_name_of_its_own(tmp_path: Path):
     for name in seconds:
         (tmp_path / name).mkdir(parents=True)
     done = vae_train(
-        "data=digits", f"data.root={ROOT / 'data'}", *QUIET, "trainer.max_epochs=1", cwd=tmp_path
+        "data=digits",
+        f"data.root={ROOT / 'data'}",
+        *NO_PICTURES,
+        "trainer.max_epochs=1",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert not any(any((tmp_path / name).iterdir()) for name in seconds)
@@ -197,7 +205,7 @@ def test_two_processes_never_write_into_one_folder(tmp_path: Path):
     overrides = [
         "data=digits",
         f"data.root={ROOT / 'data'}",
-        *QUIET,
+        *NO_PICTURES,
         f"hydra.run.dir={run}",
         "trainer.max_epochs=2",
     ]
@@ -253,14 +261,19 @@ def test_bad_steps_are_skipped_and_counted_on_request(
         return terms(model, x, z) * (float("nan") if calls[0] in (2, 3) else 1.0)
 
     monkeypatch.setattr(VAE, "log_likelihood", sometimes_bad)
-    config = settings(*QUIET, "trainer.max_epochs=2", "data.batch_size=50", "skip_bad_steps=true")
+    config = settings(
+        *NO_PICTURES, "trainer.max_epochs=2", "data.batch_size=50", "skip_bad_steps=true"
+    )
     assert train(config, tmp_path)["train/elbo"] < 0
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["callbacks"]["FiniteCheck"] == {"skipped_steps": 2}
     assert last["global_step"] == 16  # Lightning counts the calls of the optimiser
     calls[0] = 0
     with pytest.raises(RunError, match="step 1, epoch 1: the log-likelihood is not finite"):
-        train(settings(*QUIET, "trainer.max_epochs=2", "data.batch_size=50"), tmp_path / "stops")
+        train(
+            settings(*NO_PICTURES, "trainer.max_epochs=2", "data.batch_size=50"),
+            tmp_path / "stops",
+        )
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path):
@@ -275,7 +288,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path):
     try:
         run = disk / "run"
         config = [
-            *QUIET,
+            *NO_PICTURES,
             "model.latent_dim=16",
             "logger=csv",
         ]
