@@ -6,20 +6,20 @@ from typing import Annotated, Any
 
 import lightning.pytorch as L
 import torch
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vae.data.batches import Batch, ImageBatches, IndexBatches, PixelTransform, as_images
 from vae.data.sources import SOURCES, fetch, read_idx, wrong_files
+from vae.models.networks import MNIST_SHAPE, ImageShape
 from vae.runs.errors import RunError, UserError
+from vae.runs.types import Seed
 from vae.theory.ppca import Spectrum
 
 SPLITS = ("train", "val", "test")
 
 Images = Annotated[int, Ge(1), Le(10**7)]
-Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
-Side = Annotated[int, Ge(1), Le(4096)]
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -39,7 +39,7 @@ class ImageDataModule(L.LightningDataModule):
         self,
         name: str,
         root: str,
-        image_shape: Annotated[Sequence[Side], Len(3, 3)] = (1, 28, 28),
+        image_shape: ImageShape = MNIST_SHAPE,
         pixels: PixelTransform = "grey",
         batch_size: Images = 128,
         eval_batch_size: Images = 1000,
