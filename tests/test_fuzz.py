@@ -175,8 +175,8 @@ def time_limit() -> Iterator[None]:
 
 
 def lines(work: Callable[[], Any]) -> list[str]:
-    """What it was raised where it did not end well; any other exception than the project's own goes
-    on."""
+    """What was wrong where it did not end well; any other exception than the project's own is a
+    failure."""
     try:
         with time_limit():
             work()
@@ -205,7 +205,7 @@ def feed_to(work: Callable[[], Any], key: str, value: Any) -> bool:
 def test_garbage_trains_or_is_told_in_a_line(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """And what it flatten behind opens, is resumed and is summed up, or says why not."""
+    """And what it leaves behind opens, is resumed and is summed up, or says why not."""
     monkeypatch.chdir(tmp_path)  # where a folder's name is garbage
     numbers = itertools.count()
     plain = OmegaConf.to_container(settings(f"model={model}", *SMALL[model], *NO_PICTURES))
@@ -220,8 +220,9 @@ def test_garbage_trains_or_is_told_in_a_line(
         (run / ".hydra").mkdir(parents=True)
         OmegaConf.save(config, run / ".hydra" / "config.yaml")
         refused = feed_to(lambda: train(config, run), key, value)
-        assert refused or read_json(run / "metrics.json")
-        if run.exists():
+        dry = key == "trainer.fast_dev_run" and value  # keeps nothing
+        assert refused or dry or read_json(run / "metrics.json")
+        if run.exists() and not dry:
             later: list[Callable[[], Any]] = [
                 lambda: vae.load_run(run),
                 lambda: table(read(run.parent)),

@@ -134,7 +134,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
         callbacks=callbacks,
         logger=logger,
         plugins=[AtomicCheckpointIO()],
-        profiler=settings["profiler"] or NoProfiler(),
+        profiler=settings.get("profiler") or NoProfiler(),
         default_root_dir=str(folder),
     )
     build.finish(folder)
