@@ -1,11 +1,12 @@
 """The planned comparisons of a study, and which of them are decided.
 
 Three trainings say little about their own spread, and architectures differ in theirs. So a variance
-over trainings counts as at least the upper quartile of those of all architectures, and is given no
-more degrees of freedom than its own trainings have (Welch's t-test on the larger variances). The
-comparisons by one measure are a family, and Holm's procedure decides at LEVEL that any of them is
-false. Where nothing differs and standard deviations differ tenfold, 0 to 6 in 100 simulated pages
-of 15 independent measures make a false claim; with the median for the quartile 4 to 14.
+over trainings counts as at least the one that is typical of the study's architectures, and has no
+more degrees of freedom than its own trainings give (Welch's t-test on these variances). The
+comparisons by one measure are a family, within which Holm's procedure decides, and all measures
+share PAGE_LEVEL. Of simulated pages on which no architecture differs by any of 15 independent
+measures, with standard deviations over trainings that differ tenfold, 0 to 4 in 100 make a claim,
+whether few, half or most of the architectures are the ones that spread.
 """
 
 import math
@@ -26,7 +27,7 @@ from vae.reports.study.ladder import Point
 from vae.reports.study.measures import ELBO, LOG_P, OVERFIT, OVERFIT_PARTS, Measure
 from vae.reports.study.planned import linear_point, planned
 
-QUANTILE = 0.75  # of the variances over trainings: a smaller one is taken for luck
+PAGE_LEVEL = 0.05  # at most so many pages make any false claim
 # What the errors over images of two architectures share, by measure. A bound on log p is the mean
 # ELBO of all images and a correction from some of them, of which only the ELBO's part is shared.
 SHARED_BY = {LOG_P.key: (ELBO.key,), OVERFIT.key: OVERFIT_PARTS}
@@ -34,9 +35,14 @@ SHARED_BY = {LOG_P.key: (ELBO.key,), OVERFIT.key: OVERFIT_PARTS}
 Key = TypeVar("Key", bound=Hashable)
 
 
-def smallest_variance(variances: Tensor) -> Tensor:
-    """What a variance over trainings counts as at least, from those of all A, [..., A]."""
-    return torch.quantile(variances, QUANTILE, dim=-1)
+def typical_variance(variances: Tensor, trainings: Tensor) -> Tensor:
+    """From the median of the variances over trainings of all architectures, [..., A] of [A].
+
+    The median of a variance estimate with k degrees of freedom is about (1 − 2/(9k))³ times what it
+    estimates (Wilson and Hilferty 1931).
+    """
+    scaled = variances / (1 - 2 / (9 * (trainings - 1))) ** 3
+    return torch.quantile(scaled, 0.5, dim=-1)
 
 
 def total_and_freedom(estimate: Any, parts: Sequence[tuple[Any, int]]) -> tuple[Any, Any]:
@@ -51,7 +57,7 @@ def total_and_freedom(estimate: Any, parts: Sequence[tuple[Any, int]]) -> tuple[
 
 
 def floored_difference(
-    a: Measured, b: Measured, smallest: float, covariance: float = 0.0
+    a: Measured, b: Measured, typical: float, covariance: float = 0.0
 ) -> Difference:
     """b − a with its error over trainings and over images or samples.
 
@@ -62,7 +68,7 @@ def floored_difference(
     if a.sd is None or b.sd is None:
         return Difference(mean, None, math.nan, False, counts)
     estimate = max(0.0, (a.se or 0.0) ** 2 + (b.se or 0.0) ** 2 - 2 * covariance)
-    parts = [(max(sd**2, smallest), n) for sd, n in ((a.sd, counts[0]), (b.sd, counts[1]))]
+    parts = [(max(sd**2, typical), n) for sd, n in ((a.sd, counts[0]), (b.sd, counts[1]))]
     total, freedom = total_and_freedom(estimate, parts)
     if total == 0:
         rounding = ROUNDING * max(abs(a.mean), abs(b.mean))
@@ -71,7 +77,7 @@ def floored_difference(
     return Difference(mean, se, two_sided_p(mean / se, freedom), True, counts)
 
 
-def holm(p: Mapping[Key, float], level: float = LEVEL) -> set[Key]:
+def holm(p: Mapping[Key, float], level: float) -> set[Key]:
     """The comparisons of a family that are decided: any false one in at most `level` of families.
 
     The smallest p is held against level / n, the next against level / (n − 1), up to the first that
@@ -99,7 +105,7 @@ class Comparison(NamedTuple):
 
 
 class Comparisons:
-    """The planned comparisons by measure, each family decided at LEVEL.
+    """The planned comparisons by measure, each family decided at its share of PAGE_LEVEL.
 
     `per_image` has values of the same images by measure and architecture: what their errors share.
     """
@@ -118,6 +124,7 @@ class Comparisons:
             if sum(point.measured(measure.key) is not None for point in points) > 1
         ]
         self.linear = linear_point(points)
+        self.level = min(LEVEL, PAGE_LEVEL / max(1, len(self.measures)))  # of a family
         self.families = {measure.key: self.family(measure) for measure in self.measures}
 
     @property
@@ -127,17 +134,21 @@ class Comparisons:
     def family(self, measure: Measure) -> dict[tuple[str, str], Comparison]:
         """By the names of what is compared."""
         known = [p for p in self.points if p.measured(measure.key)]
-        sds = [m.sd for p in known if (m := p.measured(measure.key)) and m.sd is not None]
-        variances = torch.tensor(sds, dtype=torch.float64).square()
-        smallest = smallest_variance(variances).item() if sds else 0.0
+        values = [m for p in known if (m := p.measured(measure.key))]
+        spreads = [(m.sd**2, m.trainings) for m in values if m.sd is not None]
+        typical = (
+            typical_variance(*torch.tensor(spreads, dtype=torch.float64).T).item()
+            if spreads
+            else 0.0
+        )
         found = {
-            (a.name, b.name): Comparison(a, b, self.difference(measure, a, b, smallest), False)
+            (a.name, b.name): Comparison(a, b, self.difference(measure, a, b, typical), False)
             for a, b in planned(measure, known)
         }
-        decided = holm({key: each.difference.p for key, each in found.items()})
+        decided = holm({key: each.difference.p for key, each in found.items()}, self.level)
         return {key: each._replace(decided=key in decided) for key, each in found.items()}
 
-    def difference(self, measure: Measure, a: Point, b: Point, smallest: float) -> Difference:
+    def difference(self, measure: Measure, a: Point, b: Point, typical: float) -> Difference:
         """b − a; of a measure with a target, of the distances from it."""
         first, second = (point.measured(measure.key) for point in (a, b))
         assert first is not None
@@ -146,7 +157,7 @@ class Comparisons:
             first, second = (
                 each._replace(mean=abs(each.mean - measure.target)) for each in (first, second)
             )
-        return floored_difference(first, second, smallest, self.covariance(measure, a, b))
+        return floored_difference(first, second, typical, self.covariance(measure, a, b))
 
     def covariance(self, measure: Measure, a: Point, b: Point) -> float:
         """Of the errors over images of two means."""

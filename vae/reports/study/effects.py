@@ -71,8 +71,8 @@ def step_text(effects: Sequence[tuple[int, Effect]], fixed: str) -> str:
     for sign, word in ((1, "pays"), (-1, "costs"), (0, f"is {UNDECIDED}")):
         chosen = [(str(at), each.text) for at, each in effects if each.sign == sign]
         if chosen:
-            unit = "" if parts else f" {fixed}"
             places, texts = (listed(column) for column in zip(*chosen, strict=True))
+            unit = "" if parts else f" {fixed.removesuffix('s') if places == '1' else fixed}"
             parts.append(f"{word} at {places}{unit} ({texts.replace(MARK, '')})")
     return ", ".join(parts)
 

@@ -79,8 +79,9 @@ def trained_too_little(found: Comparisons) -> list[str]:
     if not texts:
         return []
     return [
-        f"Lower on training images too are {listed(texts)}, which it contains: that is training, "
-        "which has not found what the larger networks can represent, and no over-fitting."
+        f"Lower on training images too are {listed(texts)}, though the larger contains the "
+        "smaller: that is training, which has not found what the larger networks can represent, "
+        "and no over-fitting."
     ]
 
 

@@ -85,9 +85,14 @@ def encoder_against_decoder(points: Sequence[Point]) -> list[tuple[Point, Point]
     return [(p, decoders[p.encoder]) for p in encoders]
 
 
-def other_over_alike(points: Sequence[Point]) -> list[tuple[Point, Point]]:
-    """Each size, linear ones included, against each network that is not fully connected."""
-    return [(a, b) for b in others(points) for a in alike(points)]
+def other_over_larger(points: Sequence[Point]) -> list[tuple[Point, Point]]:
+    """Sizes with at least as many parameters, or else the largest, against each other network."""
+    pairs = []
+    for b in others(points):
+        sizes = alike(points)
+        larger = [a for a in sizes if a.parameters >= b.parameters] or sizes[-1:]
+        pairs += [(a, b) for a in larger]
+    return pairs
 
 
 def planned(measure: Measure, points: Sequence[Point]) -> list[tuple[Point, Point]]:
@@ -98,7 +103,7 @@ def planned(measure: Measure, points: Sequence[Point]) -> list[tuple[Point, Poin
     elif measure in MAIN:
         pairs = [
             *(*over_linear(points), *steps, *alone(points)),
-            *(*encoder_against_decoder(points), *other_over_alike(points)),
+            *(*encoder_against_decoder(points), *other_over_larger(points)),
         ]
     else:
         pairs = over_linear(points)

@@ -9,7 +9,14 @@ from vae.reports.study.effects import MARK, depth_or_width, encoder_or_decoder
 from vae.reports.study.fitting import length_of_training, overfitting, trained_too_little
 from vae.reports.study.ladder import Point
 from vae.reports.study.measures import GAP, GENERATIVE, MAIN, Measure
-from vae.reports.study.planned import alike, depth_steps, others, over_linear, width_steps
+from vae.reports.study.planned import (
+    alike,
+    depth_steps,
+    other_over_larger,
+    others,
+    over_linear,
+    width_steps,
+)
 from vae.reports.study.words import UNDECIDED, difference_text, names, value_text
 
 
@@ -85,16 +92,24 @@ def growth_sentence(found: Comparisons, measure: Measure) -> str:
             f"{measure.title}: {UNDECIDED}, none of {len(signs)} sizes differs from linear "
             "networks beyond its error."
         )
-    best = max(better or sizes, key=lambda point: found.goodness(measure, point))
-    worst = min(sizes, key=lambda point: found.goodness(measure, point))
-    parts = [
-        f"{which(better, sizes)} better than linear" if better else "",
-        f"{which(worse, sizes)} worse" + ("" if better else " than linear and none is better"),
-        f"{which(neither, sizes)} {UNDECIDED}",
-    ]
-    said = [p for p, some in zip(parts, (better, worse, neither), strict=True) if some]
-    end = f"best mean {at(measure, best)}" if better else f"worst mean {at(measure, worst)}"
-    return f"{measure.title}: {at(measure, linear)}, {end}; {', '.join(said)}."
+    parts = []
+    if better:
+        best = max(better, key=lambda point: found.goodness(measure, point))
+        parts.append(f"{which(better, sizes)} better than these{extreme(measure, better, best)}")
+    if worse:
+        worst = min(worse, key=lambda point: found.goodness(measure, point))
+        none = "" if better else " than these and none is better"
+        parts.append(f"{which(worse, sizes)} worse{none}{extreme(measure, worse, worst, 'worst')}")
+    if neither:
+        parts.append(f"{which(neither, sizes)} {UNDECIDED}")
+    return f"{measure.title}: {at(measure, linear)}; {'; '.join(parts)}."
+
+
+def extreme(measure: Measure, some: Sequence[Point], point: Point, word: str = "best") -> str:
+    """The figure of the best or worst of these, by the mean."""
+    if len(some) == 1:
+        return f", {measured(measure, point)}"
+    return f", by the mean {word} {at(measure, point)}"
 
 
 def which(some: Sequence[Point], sizes: Sequence[Point]) -> str:
@@ -119,24 +134,28 @@ def at(measure: Measure, point: Point) -> str:
 
 
 def other_networks(found: Comparisons, measures: Sequence[Measure]) -> list[str]:
-    """What is not fully connected against the best size that is, measure by measure."""
+    """What is not fully connected against the sizes with as many parameters or more."""
     sentences = []
     for point in others(found.points):
-        parts: dict[str, list[str]] = {}
+        texts = []
         for measure in measures:
-            rivals = [p for p in alike(found.points) if p.measured(measure.key)]
-            if not rivals or point.measured(measure.key) is None:
-                continue
-            best = max(rivals, key=lambda p: found.goodness(measure, p))
-            word = {1: "is better than", -1: "is worse than", 0: f"is {UNDECIDED} against"}[
-                found.sign(measure, best, point)
+            signs = {
+                a.name: found.sign(measure, a, b)
+                for a, b in other_over_larger(found.points)
+                if b is point and a.measured(measure.key) and b.measured(measure.key)
+            }
+            words = ((1, "better than"), (-1, "worse than"), (0, f"{UNDECIDED} against"))
+            parts = [
+                f"{word} {listed(some)}"
+                for sign, word in words
+                if (some := [name for name in signs if signs[name] == sign])
             ]
-            values = f"{measured(measure, point)} against {measured(measure, best)} at {best.name}"
-            parts.setdefault(word, []).append(f"{measure.title} ({values})")
-        for word, texts in parts.items():
+            if parts:
+                texts.append(f"by {measure.title} ({measured(measure, point)}) {', '.join(parts)}")
+        if texts:
             sentences.append(
-                f"{point.name} ({point.parameters:,} parameters) {word} the best fully "
-                f"connected size by {listed(texts)}."
+                f"{point.name} ({point.parameters:,} parameters) against the fully connected sizes "
+                f"with more: {'; '.join(texts)}."
             )
     return sentences
 
