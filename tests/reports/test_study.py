@@ -1,5 +1,6 @@
 """The study: sentences follow from metrics and errors; a tiny one from command to page."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from test_sweep import composed, write_run
 
 from vae.compare import compare
 from vae.evaluate import evaluate
+from vae.reports.study.charts import measure_chart
 from vae.reports.study.effects import depth_or_width, encoder_or_decoder
 from vae.reports.study.fitting import overfitting, trained_too_little
 from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, read_points
@@ -25,7 +27,7 @@ from vae.runs.errors import UserError
 def test_a_measure_that_grows():
     found = grid(lambda d, w: 200.0 + (50.0 if d else 0.0) + (0.2 if (d, w) == (2, 8) else 0.0))
     assert growth_sentence(found, ELBO) == (
-        "test ELBO: 200.00 ± 0.20 at linear (200 parameters); 4 of 4 sizes are better than these, "
+        "test ELBO: 200.00 ± 0.20 at linear (200 parameters); 4 of 4 sizes are better than linear, "
         "by the mean best 250.20 ± 0.20 at 2 × 8 (2,800 parameters)."
     )
     assert verdict(found)["Does it grow with complexity?"][0] == (
@@ -37,7 +39,7 @@ def test_a_measure_that_grows():
 
 def test_a_measure_that_falls():
     text = growth_sentence(grid(lambda d, w: 200.0 - 50.0 * d), ELBO)
-    assert "4 of 4 sizes are worse than these and none is better" in text
+    assert "4 of 4 sizes are worse than linear and none is better" in text
     assert "by the mean worst 100.00" in text
 
 
@@ -46,7 +48,7 @@ def test_one_that_rises_and_falls():
     found = grid(lambda d, w: 200.0 if (d, w) == (2, 8) else means[d] + w * (d == 1))
     assert growth_sentence(found, ELBO) == (
         "test ELBO: 200.00 ± 0.20 at linear (200 parameters); 1 × 8 and 1 × 64 are better than "
-        "these, by the mean best 364.00 ± 0.20 at 1 × 64 (13,100 parameters); 2 × 64 is worse, "
+        "linear, by the mean best 364.00 ± 0.20 at 1 × 64 (13,100 parameters); 2 × 64 is worse, "
         "100.00 ± 0.20; 2 × 8 is not decided."
     )
 
@@ -160,6 +162,14 @@ def test_overfitting_is_claimed_beyond_the_error_over_images_alone():
 
     assert first(0.01).startswith("Train − test ELBO is above the linear networks' from 1 × 8")
     assert first(0.5).startswith("Where it begins is not decided")
+
+
+def test_the_axis_of_a_chart_has_numbers_and_no_formulas():
+    found = grid(lambda d, w: 200.0 + d)
+    source = measure_chart(found.points, ELBO).removeprefix("data:image/svg+xml;base64,")
+    text = base64.b64decode(source).decode()
+    assert ">1,000<" in text
+    assert "mathdefault" not in text
 
 
 def test_numbers_have_the_digits_of_their_errors():

@@ -28,7 +28,7 @@ OPTIMUM = "best linear VAE, closed form"
 REAL = "training images against test images"
 ELBO = Measure("test/elbo", "test ELBO", "nats", 1, "oracle/test_elbo", OPTIMUM, elbo_cap)
 REFITTED = Measure(
-    "refit/test_elbo", "test ELBO, sigma refitted", "nats", 1, "refit/oracle_test_elbo", OPTIMUM
+    "refit/test_elbo", "test ELBO with sigma refitted", "nats", 1, "refit/oracle_test_elbo", OPTIMUM
 )
 LOG_P = Measure(
     "bound/log_p", "lower bound on log p(x)", "nats", 1, "oracle/test_elbo", OPTIMUM, elbo_cap

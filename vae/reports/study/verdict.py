@@ -95,10 +95,10 @@ def growth_sentence(found: Comparisons, measure: Measure) -> str:
     parts = []
     if better:
         best = max(better, key=lambda point: found.goodness(measure, point))
-        parts.append(f"{which(better, sizes)} better than these{extreme(measure, better, best)}")
+        parts.append(f"{which(better, sizes)} better than linear{extreme(measure, better, best)}")
     if worse:
         worst = min(worse, key=lambda point: found.goodness(measure, point))
-        none = "" if better else " than these and none is better"
+        none = "" if better else " than linear and none is better"
         parts.append(f"{which(worse, sizes)} worse{none}{extreme(measure, worse, worst, 'worst')}")
     if neither:
         parts.append(f"{which(neither, sizes)} {UNDECIDED}")
