@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from vae.plots.images import chart, svg
 from vae.plots.palette import ORACLE, run_colour, run_dashes
@@ -33,6 +34,9 @@ def measure_chart(points: Sequence[Point], measure: Measure) -> str:
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     bounds(axes, points, measure)
     axes.set_xscale("log")
+    # Matplotlib's own labels are formulas, which charts leave unparsed: names may have a $.
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return svg(figure)
 
 

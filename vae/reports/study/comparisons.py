@@ -1,51 +1,63 @@
-"""Every comparison of two architectures of a study, so that their number counts against each.
+"""The planned comparisons of a study, and which of them are decided.
 
-Three trainings say little about their own spread. Where those of an architecture happen to lie
-closer together than is typical of the study's architectures, the typical variance stands in; where
-they lie wider apart, their own counts, with few degrees of freedom (a moderated t-test, in the
-manner of Smyth 2004). Where no architecture differs and all vary alike, none of 2,000 simulated
-studies with three trainings of 17 architectures claims a difference at the page's level; where
-their standard deviations differ by a factor of e, 4 in 100 do.
+Three trainings say little about their own spread, and architectures differ in theirs. So a variance
+over trainings counts as at least the one that is typical of the study's architectures, and has no
+more degrees of freedom than its own trainings give (Welch's t-test on these variances). The
+comparisons by one measure are a family, within which Holm's procedure decides, and all measures
+share PAGE_LEVEL. Of simulated pages on which no architecture differs by any of 15 independent
+measures, with standard deviations over trainings that differ tenfold, 0 to 4 in 100 make a claim,
+whether few, half or most of the architectures are the ones that spread.
 """
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
-from itertools import combinations
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from vae.reports.comparison.statistics import LEVEL, Difference, Measured, two_sided_p
-from vae.reports.study.ladder import LINEAR, Point
-from vae.reports.study.measures import ELBO, LOG_P, Measure
+from vae.reports.comparison.statistics import (
+    LEVEL,
+    ROUNDING,
+    Difference,
+    Measured,
+    two_sided_p,
+)
+from vae.reports.study.ladder import Point
+from vae.reports.study.measures import ELBO, LOG_P, OVERFIT, OVERFIT_PARTS, Measure
+from vae.reports.study.planned import linear_point, planned
 
-MODERATION = 4  # degrees of freedom that the other architectures lend to a spread of one's own
+PAGE_LEVEL = 0.05  # at most so many pages make any false claim
+# What the errors over images of two architectures share, by measure. A bound on log p is the mean
+# ELBO of all images and a correction from some of them, of which only the ELBO's part is shared.
+SHARED_BY = {LOG_P.key: (ELBO.key,), OVERFIT.key: OVERFIT_PARTS}
+
+Key = TypeVar("Key", bound=Hashable)
 
 
-class Spread(NamedTuple):
-    """The variance over trainings that is typical of a measure."""
-
-    variance: float
-    freedom: float  # degrees of freedom; 0 where no architecture was trained twice
-
-
-def typical_spread(measured: Sequence[Measured]) -> Spread:
-    """From the median of the variances over trainings, which single outliers do not move.
+def typical_variance(variances: Tensor, trainings: Tensor) -> Tensor:
+    """From the median of the variances over trainings of all architectures, [..., A] of [A].
 
     The median of a variance estimate with k degrees of freedom is about (1 − 2/(9k))³ times what it
-    estimates (Wilson and Hilferty 1931); its own error is that of about half as many.
+    estimates (Wilson and Hilferty 1931).
     """
-    known = [(m.sd**2, m.trainings - 1) for m in measured if m.sd is not None]
-    if not known:
-        return Spread(0.0, 0.0)
-    scaled = [variance / (1 - 2 / (9 * k)) ** 3 for variance, k in known]
-    return Spread(statistics.median(scaled), max(1.0, sum(k for _, k in known) / 2))
+    scaled = variances / (1 - 2 / (9 * (trainings - 1))) ** 3
+    return torch.quantile(scaled, 0.5, dim=-1)
 
 
-def moderated_difference(
-    a: Measured, b: Measured, typical: Spread, covariance: float = 0.0
+def total_and_freedom(estimate: Any, parts: Sequence[tuple[Any, int]]) -> tuple[Any, Any]:
+    """Variance of a difference and its degrees of freedom, of numbers or of tensors.
+
+    `estimate` is its variance over images or samples, with infinite degrees of freedom; each part
+    is a variance over so many trainings (Welch and Satterthwaite).
+    """
+    total = estimate + sum(variance / n for variance, n in parts)
+    spread = sum((variance / n) ** 2 / (n - 1) for variance, n in parts)
+    return total, total**2 / spread if isinstance(spread, Tensor) or spread else math.inf
+
+
+def floored_difference(
+    a: Measured, b: Measured, typical: float, covariance: float = 0.0
 ) -> Difference:
     """b − a with its error over trainings and over images or samples.
 
@@ -55,27 +67,45 @@ def moderated_difference(
     mean, counts = b.mean - a.mean, (a.trainings, b.trainings)
     if a.sd is None or b.sd is None:
         return Difference(mean, None, math.nan, False, counts)
-    # 1. The variance: of the estimates, and of the mean over trainings.
-    total = max(0.0, (a.se or 0.0) ** 2 + (b.se or 0.0) ** 2 - 2 * covariance)
-    spread = 0.0  # Σ v²/k, for the degrees of freedom; those of the estimates are infinite
-    usual = 0.0
-    for each in (a, b):
-        own, n = (each.sd or 0.0) ** 2, each.trainings
-        usual += typical.variance / n
-        excess = max(0.0, own - typical.variance) / n
-        total += typical.variance / n + excess
-        spread += excess**2 / (n - 1 + MODERATION)
-    # 2. Both share the typical variance, so its error does not average out.
-    spread += usual**2 / typical.freedom if typical.freedom else 0.0
+    estimate = max(0.0, (a.se or 0.0) ** 2 + (b.se or 0.0) ** 2 - 2 * covariance)
+    parts = [(max(sd**2, typical), n) for sd, n in ((a.sd, counts[0]), (b.sd, counts[1]))]
+    total, freedom = total_and_freedom(estimate, parts)
     if total == 0:
-        return Difference(mean, 0.0, 1.0 if mean == 0 else 0.0, True, counts)
+        rounding = ROUNDING * max(abs(a.mean), abs(b.mean))
+        return Difference(mean, 0.0, 1.0 if abs(mean) <= rounding else 0.0, True, counts)
     se = math.sqrt(total)
-    freedom = total**2 / spread if spread else math.inf
     return Difference(mean, se, two_sided_p(mean / se, freedom), True, counts)
 
 
+def holm(p: Mapping[Key, float], level: float) -> set[Key]:
+    """The comparisons of a family that are decided: any false one in at most `level` of families.
+
+    The smallest p is held against level / n, the next against level / (n − 1), up to the first that
+    is not below (Holm 1979). An unknown p (NaN) counts and is never decided.
+    """
+    decided: set[Key] = set()
+    ordered = sorted(p, key=lambda key: math.inf if math.isnan(p[key]) else p[key])
+    for left, key in zip(range(len(ordered), 0, -1), ordered, strict=True):
+        if not p[key] < level / left:
+            break
+        decided.add(key)
+    return decided
+
+
+class Comparison(NamedTuple):
+    a: Point
+    b: Point
+    difference: Difference  # b − a
+    decided: bool
+
+    @property
+    def suggestive(self) -> bool:
+        """Below LEVEL by itself, and not decided among the others."""
+        return self.difference.p < LEVEL and not self.decided
+
+
 class Comparisons:
-    """All pairs of architectures by all measures; one is decided at LEVEL / their number.
+    """The planned comparisons by measure, each family decided at its share of PAGE_LEVEL.
 
     `per_image` has values of the same images by measure and architecture: what their errors share.
     """
@@ -88,40 +118,54 @@ class Comparisons:
     ) -> None:
         self.points = list(points)
         self.per_image = per_image or {}
-        self.measures = [m for m in measures if self.has(m)]
-        known = {m.key: [p for p in points if p.measured(m.key)] for m in self.measures}
-        self.typical = {
-            key: typical_spread([m for p in found if (m := p.measured(key))])
-            for key, found in known.items()
-        }
-        self.number = sum(len(found) * (len(found) - 1) // 2 for found in known.values())
+        self.measures = [
+            measure
+            for measure in measures
+            if sum(point.measured(measure.key) is not None for point in points) > 1
+        ]
+        self.linear = linear_point(points)
+        self.level = min(LEVEL, PAGE_LEVEL / max(1, len(self.measures)))  # of a family
+        self.families = {measure.key: self.family(measure) for measure in self.measures}
 
     @property
-    def linear(self) -> Point | None:
-        return next((point for point in self.points if point.ladder == LINEAR), None)
+    def number(self) -> int:
+        return sum(map(len, self.families.values()))
 
-    def has(self, measure: Measure) -> bool:
-        return sum(point.measured(measure.key) is not None for point in self.points) > 1
+    def family(self, measure: Measure) -> dict[tuple[str, str], Comparison]:
+        """By the names of what is compared."""
+        known = [p for p in self.points if p.measured(measure.key)]
+        values = [m for p in known if (m := p.measured(measure.key))]
+        spreads = [(m.sd**2, m.trainings) for m in values if m.sd is not None]
+        typical = (
+            typical_variance(*torch.tensor(spreads, dtype=torch.float64).T).item()
+            if spreads
+            else 0.0
+        )
+        found = {
+            (a.name, b.name): Comparison(a, b, self.difference(measure, a, b, typical), False)
+            for a, b in planned(measure, known)
+        }
+        decided = holm({key: each.difference.p for key, each in found.items()}, self.level)
+        return {key: each._replace(decided=key in decided) for key, each in found.items()}
 
-    def of(self, measure: Measure, a: Point, b: Point) -> Difference | None:
-        """b − a; of a measure with a target, of the distances from it. None where one has none."""
+    def difference(self, measure: Measure, a: Point, b: Point, typical: float) -> Difference:
+        """b − a; of a measure with a target, of the distances from it."""
         first, second = (point.measured(measure.key) for point in (a, b))
-        if first is None or second is None:
-            return None
+        assert first is not None
+        assert second is not None
         if measure.target is not None:
             first, second = (
                 each._replace(mean=abs(each.mean - measure.target)) for each in (first, second)
             )
-        typical, shared = self.typical[measure.key], self.covariance(measure, a, b)
-        return moderated_difference(first, second, typical, shared)
+        return floored_difference(first, second, typical, self.covariance(measure, a, b))
 
     def covariance(self, measure: Measure, a: Point, b: Point) -> float:
-        """Of the errors over images of two means: their correlation image by image, times both.
+        """Of the errors over images of two means."""
+        parts = SHARED_BY.get(measure.key, (measure.key,))
+        return sum(self.covariance_of(key, a, b) for key in parts)
 
-        A bound on log p is the mean ELBO of all images and a correction from some of them; only
-        the ELBO's part is shared.
-        """
-        key = ELBO.key if measure is LOG_P else measure.key
+    def covariance_of(self, key: str, a: Point, b: Point) -> float:
+        """Their correlation image by image, times both errors."""
         values = self.per_image.get(key, {})
         errors = [m.se for point in (a, b) if (m := point.measured(key)) and m.se is not None]
         if a.name not in values or b.name not in values or len(errors) < 2:
@@ -129,20 +173,18 @@ class Comparisons:
         correlation = torch.corrcoef(torch.stack([values[a.name], values[b.name]]))[0, 1].item()
         return correlation * errors[0] * errors[1] if math.isfinite(correlation) else 0.0
 
-    def open(self, measure: Measure, a: Point, b: Point) -> bool:
-        """Whether two differ by no more than their errors, other comparisons not even counted."""
-        found = self.of(measure, a, b)
-        return found is None or not found.p < LEVEL
-
-    def decided(self, found: Difference | None) -> bool:
-        return found is not None and found.p < LEVEL / max(1, self.number)
+    def find(self, measure: Measure, a: Point, b: Point) -> Comparison | None:
+        """None where one lacks the measure; KeyError for what is not planned and hence counted."""
+        if not a.measured(measure.key) or not b.measured(measure.key):
+            return None
+        return self.families[measure.key][a.name, b.name]
 
     def sign(self, measure: Measure, a: Point, b: Point) -> int:
         """1 where b is decidedly better than a, −1 worse, 0 where that is not decided."""
-        found = self.of(measure, a, b)
-        if found is None or not self.decided(found):
+        found = self.find(measure, a, b)
+        if found is None or not found.decided:
             return 0
-        return measure.better * (1 if found.mean > 0 else -1)
+        return measure.better * (1 if found.difference.mean > 0 else -1)
 
     def goodness(self, measure: Measure, point: Point) -> float:
         """Higher is better; −inf without the measure."""
@@ -152,8 +194,8 @@ class Comparisons:
         mean = measured.mean
         return measure.better * (mean if measure.target is None else abs(mean - measure.target))
 
-    def decided_pairs(self, measure: Measure) -> list[tuple[Point, Point]]:
-        """The pairs, fewer parameters first, that differ decidedly."""
-        return [
-            (a, b) for a, b in combinations(self.points, 2) if self.decided(self.of(measure, a, b))
-        ]
+    def decided(self, measure: Measure) -> list[Comparison]:
+        return [each for each in self.families[measure.key].values() if each.decided]
+
+    def suggestive(self, measure: Measure) -> list[Comparison]:
+        return [each for each in self.families[measure.key].values() if each.suggestive]

@@ -7,6 +7,7 @@ from vae.reports.comparison.words import listed
 from vae.reports.study.comparisons import Comparisons
 from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, Layers, Point
 from vae.reports.study.measures import ELBO, Measure
+from vae.reports.study.planned import depth_steps, width_steps
 from vae.reports.study.words import UNDECIDED, difference_text
 
 MARK = "*"  # of a difference that is not decided
@@ -20,11 +21,11 @@ class Effect(NamedTuple):
 
 
 def effect(found: Comparisons, measure: Measure, a: Point, b: Point) -> Effect | None:
-    difference = found.of(measure, a, b)
-    if difference is None:
+    comparison = found.find(measure, a, b)
+    if comparison is None:
         return None
     sign = found.sign(measure, a, b)
-    return Effect(difference_text(difference) + ("" if sign else MARK), sign)
+    return Effect(difference_text(comparison.difference) + ("" if sign else MARK), sign)
 
 
 def summary(effects: Sequence[Effect]) -> str:
@@ -42,38 +43,38 @@ def changes(measure: Measure) -> str:
     return f"{measure.title} (distance from {measure.target:g})"
 
 
-def grid(found: Comparisons, measure: Measure) -> dict[tuple[int, int], Point]:
-    """The networks with hidden layers, encoder and decoder alike, by depth and width."""
-    return {
-        (p.encoder.depth, p.encoder.width): p
-        for p in found.points
-        if p.alike and p.encoder and p.encoder.depth and p.measured(measure.key)
-    }
-
-
-def depth_or_width(found: Comparisons, measure: Measure) -> str:
-    """From the narrowest to the widest at each depth, from the shallowest to the deepest at each
-    width; where both pay, the widest shallow network against the narrow deepest one."""
-    sizes = grid(found, measure)
-    depths, widths = sorted({d for d, _ in sizes}), sorted({w for _, w in sizes})
-    if len(depths) < 2 or len(widths) < 2 or len(sizes) < len(depths) * len(widths):
-        return ""
-    low, high, narrow, wide = depths[0], depths[-1], widths[0], widths[-1]
-    wider = [effect(found, measure, sizes[d, narrow], sizes[d, wide]) for d in depths]
-    deeper = [effect(found, measure, sizes[low, w], sizes[high, w]) for w in widths]
-    by_width, by_depth = ([each for each in part if each is not None] for part in (wider, deeper))
-    text = (
-        f"{changes(measure)}: width {summary(by_width)}, "
-        f"{listed([e.text for e in by_width])} from {narrow} to {wide} units at "
-        f"{listed([str(d) for d in depths])} hidden layers; depth {summary(by_depth)}, "
-        f"{listed([e.text for e in by_depth])} from {low} to {high} hidden layers at "
-        f"{listed([str(w) for w in widths])} units"
+def depth_or_width(found: Comparisons, measure: Measure) -> list[str]:
+    """Each step in depth at every width, and each step in width at every depth."""
+    sides = (
+        ("depth", "hidden layers", "units", depth_steps(found.points)),
+        ("width", "units", "hidden layers", width_steps(found.points)),
     )
-    if summary(by_width) == summary(by_depth) == "pays":
-        sign = found.sign(measure, sizes[high, narrow], sizes[low, wide])
-        text += f"; {low} × {wide} against {high} × {narrow}: "
-        text += {1: "width pays more", -1: "depth pays more", 0: UNDECIDED}[sign]
-    return f"{text}."
+    sentences = []
+    for side, moved, fixed, steps in sides:
+        by_step: dict[tuple[int, int], list[tuple[int, Effect]]] = {}
+        for step in steps:
+            change = effect(found, measure, step.a, step.b)
+            if change is not None:
+                by_step.setdefault((step.start, step.end), []).append((step.at, change))
+        parts = [
+            f"{start} → {end} {moved} {step_text(by_step[start, end], fixed)}"
+            for start, end in sorted(by_step)
+        ]
+        if parts:
+            sentences.append(f"{changes(measure)}, {side}: {'; '.join(parts)}.")
+    return sentences
+
+
+def step_text(effects: Sequence[tuple[int, Effect]], fixed: str) -> str:
+    """`pays at 64 and 1024 units (+22.5 ± 0.7 and +80.1 ± 0.6), costs at 256 (−5.4 ± 1.2)`."""
+    parts: list[str] = []
+    for sign, word in ((1, "pays"), (-1, "costs"), (0, f"is {UNDECIDED}")):
+        chosen = [(str(at), each.text) for at, each in effects if each.sign == sign]
+        if chosen:
+            places, texts = (listed(column) for column in zip(*chosen, strict=True))
+            unit = "" if parts else f" {fixed.removesuffix('s') if places == '1' else fixed}"
+            parts.append(f"{word} at {places}{unit} ({texts.replace(MARK, '')})")
+    return ", ".join(parts)
 
 
 def encoder_or_decoder(found: Comparisons, measure: Measure) -> str:

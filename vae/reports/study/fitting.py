@@ -5,79 +5,83 @@ from collections.abc import Sequence
 from vae.reports.comparison.words import listed
 from vae.reports.study.comparisons import Comparisons
 from vae.reports.study.ladder import LINEAR, Point
-from vae.reports.study.measures import ELBO, OVERFIT, TRAIN
+from vae.reports.study.measures import ELBO, OVERFIT, OVERFIT_PARTS, TRAIN
+from vae.reports.study.planned import depth_steps, over_linear, width_steps
 from vae.reports.study.words import UNDECIDED, difference_text, names
 
 
 def overfitting(found: Comparisons) -> list[str]:
-    """From which size on train − test is above the linear one's, and whether it costs test ELBO."""
+    """Where train − test is above the linear one's, and whether it costs test ELBO."""
     linear = found.linear
-    if OVERFIT not in found.measures or linear is None:
+    if OVERFIT not in found.measures or linear is None or not found.families[OVERFIT.key]:
         return []
     # 1. Where the gap begins.
-    others = [p for p in found.points if p.alike and p is not linear and p.measured(OVERFIT.key)]
+    others = [b for a, b in over_linear(found.points) if b.measured(OVERFIT.key)]
     wider = [point for point in others if found.sign(OVERFIT, linear, point) < 0]
     if not wider:
         text = "no size's train − test ELBO is above the linear networks' beyond its error"
-        sentences = [f"Where it begins is {UNDECIDED}: {text}."]
+        sentences = [f"Where it begins is {UNDECIDED}: {text}"]
     else:
-        first, last = wider[0], max(wider, key=lambda point: -found.goodness(OVERFIT, point))
+        first, last = wider[0], min(wider, key=lambda point: found.goodness(OVERFIT, point))
         sentences = [
             f"Train − test ELBO is above the linear networks' from {first.name} "
             f"({first.parameters:,} parameters) on, by {gap_over(found, linear, first)} nats there "
-            f"and by up to {gap_over(found, linear, last)} at {last.name}."
+            f"and by up to {gap_over(found, linear, last)} at {last.name}"
         ]
         exceptions = [p for p in others if p.parameters > first.parameters and p not in wider]
         if exceptions:
-            sentences[0] = sentences[0][:-1] + f"; {UNDECIDED} for the larger {names(exceptions)}."
+            sentences[0] += f"; {UNDECIDED} for the larger {names(exceptions)}"
+    paired = all(
+        point.name in found.per_image.get(part, {})
+        for point in (linear, *others)
+        for part in OVERFIT_PARTS
+    )
+    sentences[0] += (
+        "; errors over trainings and over the images of both splits, "
+        f"{'paired: the same for all' if paired else 'not paired, which bounds them'}."
+    )
     # 2. Whether it costs anything: more on train and less on test.
     costs = [
-        (a, b)
-        for a, b in nested(found)
+        f"from {a.name} to {b.name}"
+        for a, b in steps(found)
         if found.sign(TRAIN, a, b) > 0 and found.sign(ELBO, a, b) < 0
     ]
     if costs:
-        texts = [f"from {a.name} to {b.name}" for a, b in costs]
-        sentences.append(f"It costs test ELBO while training ELBO rises {listed(texts)}.")
+        sentences.append(f"It costs test ELBO while training ELBO rises {listed(costs)}.")
     elif wider and TRAIN in found.measures:
         sentences.append(
-            "It costs nothing yet: no larger size has decidedly more training ELBO and less test "
-            "ELBO than one within it."
+            "No step in depth or width is decided to raise training ELBO and to lower test ELBO."
         )
     return sentences
 
 
 def gap_over(found: Comparisons, a: Point, b: Point) -> str:
-    difference = found.of(OVERFIT, a, b)
-    assert difference is not None
-    return difference_text(difference, sign="")
+    comparison = found.find(OVERFIT, a, b)
+    assert comparison is not None
+    return difference_text(comparison.difference, sign="")
 
 
-def nested(found: Comparisons) -> list[tuple[Point, Point]]:
-    """Sizes of which one is within the other: neither deeper nor wider."""
-    return [
-        (a, b)
-        for a in found.points
-        for b in found.points
-        if a.alike and b.alike and a.at_most_as_complex_as(b)
-    ]
+def steps(found: Comparisons) -> list[tuple[Point, Point]]:
+    """From one size to the next deeper or wider one, where both ELBOs are known."""
+    if TRAIN not in found.measures or ELBO not in found.measures:
+        return []
+    all_steps = (*depth_steps(found.points), *width_steps(found.points))
+    return [(step.a, step.b) for step in all_steps]
 
 
 def trained_too_little(found: Comparisons) -> list[str]:
-    """Larger sizes that are worse on training images too: not over-fitting."""
-    if TRAIN not in found.measures:
-        return []
-    short = {
-        b.name: a.name
-        for a, b in nested(found)
+    """Steps to larger sizes that are worse on training images too: not over-fitting."""
+    texts = [
+        f"{b.name} than {a.name}"
+        for a, b in steps(found)
         if found.sign(TRAIN, a, b) < 0 and found.sign(ELBO, a, b) < 0
-    }
-    if not short:
+    ]
+    if not texts:
         return []
-    texts = [f"{b} than {a}" for b, a in short.items()]
     return [
-        f"Lower on training images too are {listed(texts)}, which it contains: that is training, "
-        "which has not found what the larger networks can represent, and no over-fitting."
+        f"Lower on training images too are {listed(texts)}, though the larger contains the "
+        "smaller: that is training, which has not found what the larger networks can represent, "
+        "and no over-fitting."
     ]
 
 

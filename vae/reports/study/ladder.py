@@ -61,16 +61,6 @@ class Point:
         given = [error for error in errors if error is not None]
         return Measured.of(known, sum(given) / len(given) if len(given) == len(errors) else None)
 
-    def at_most_as_complex_as(self, other: "Point") -> bool:
-        """Whether no network of this one is deeper or wider than the other's: a partial order."""
-        if None in (self.encoder, self.decoder, other.encoder, other.decoder):
-            return False
-        pairs = ((self.encoder, other.encoder), (self.decoder, other.decoder))
-        return self is not other and all(
-            a is not None and b is not None and a.depth <= b.depth and a.width <= b.width
-            for a, b in pairs
-        )
-
 
 def number(value: Any) -> float | None:
     usable = isinstance(value, int | float) and not isinstance(value, bool)
@@ -142,8 +132,15 @@ def judged(folder: Path, run: SweepRun) -> dict[str, Any]:
     train, test, best_train, best_test = (number(metrics.get(key)) for key in keys)
     if None not in (train, test):
         # The two splits are not equally easy: the closed form says by how much.
-        easier = (best_train or 0.0) - (best_test or 0.0)
-        found["overfit"] = (train or 0.0) - (test or 0.0) - easier
+        found["overfit/train"] = (train or 0.0) - (best_train or 0.0)
+        found["overfit/test"] = (test or 0.0) - (best_test or 0.0)
+        found["overfit"] = found["overfit/train"] - found["overfit/test"]
+        error = number(metrics.get("test/elbo_se"))
+        n, n_test = (number(metrics.get(f"{split}/images")) for split in ("train", "test"))
+        if error and n and n_test:
+            # Both splits, as if training images differed as test images do: a bound, since nothing
+            # is taken off for what architectures share.
+            found["overfit_se"] = error * math.sqrt(1 + n_test / n)
     sigma, shape = metrics.get("model/sigma"), select(run.settings, "model.image_shape")
     if sigma and isinstance(shape, list) and select(run.settings, "data.pixels") == "grey":
         found["cap/elbo"] = -math.prod(shape) / 2 * math.log(2 * math.pi * sigma**2)

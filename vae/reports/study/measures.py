@@ -28,7 +28,7 @@ OPTIMUM = "best linear VAE, closed form"
 REAL = "training images against test images"
 ELBO = Measure("test/elbo", "test ELBO", "nats", 1, "oracle/test_elbo", OPTIMUM, elbo_cap)
 REFITTED = Measure(
-    "refit/test_elbo", "test ELBO, sigma refitted", "nats", 1, "refit/oracle_test_elbo", OPTIMUM
+    "refit/test_elbo", "test ELBO with sigma refitted", "nats", 1, "refit/oracle_test_elbo", OPTIMUM
 )
 LOG_P = Measure(
     "bound/log_p", "lower bound on log p(x)", "nats", 1, "oracle/test_elbo", OPTIMUM, elbo_cap
@@ -37,6 +37,8 @@ GAP = Measure("gap/total", "inference gap", "nats", -1)
 ACTIVE = Measure("active", "active latents", "latents", 0, "oracle/active", OPTIMUM)
 CHAIN = Measure("chain/limit_kl", "distance of the chain's law from the prior", "nats", -1)
 TRAIN = Measure("train/elbo", "training ELBO", "nats", 1, "oracle/train_elbo", OPTIMUM, elbo_cap)
+# The two sides of OVERFIT: each split's ELBO less that of the linear optimum on the same images.
+OVERFIT_PARTS = ("overfit/train", "overfit/test")
 OVERFIT = Measure("overfit", "train − test ELBO, less the linear optimum's", "nats", -1)
 SAMPLES = tuple(
     Measure(
@@ -53,3 +55,5 @@ SAMPLES = tuple(
 FRECHET = SAMPLES[0]
 MEASURES = (ELBO, REFITTED, LOG_P, GAP, ACTIVE, *SAMPLES, CHAIN, TRAIN, OVERFIT)
 GENERATIVE = (ELBO, REFITTED, LOG_P, *SAMPLES, CHAIN)  # what a better generative model improves
+MAIN = (ELBO, REFITTED, LOG_P, FRECHET)  # those with sentences on depth, width, encoder, decoder
+COMPARED = tuple(measure for measure in MEASURES if measure.better)

@@ -1,6 +1,8 @@
 """What the networks themselves show: pictures, and ELBOs image by image, of first trainings."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,10 +16,11 @@ from vae.reports.comparison.measure import IMAGES, SAMPLES, elbo_terms
 from vae.reports.comparison.page import picture
 from vae.reports.comparison.sigma import refit
 from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, Point
-from vae.reports.study.measures import ELBO, REFITTED
+from vae.reports.study.measures import ELBO, OVERFIT, OVERFIT_PARTS, REFITTED, TRAIN
 from vae.runs.folder import Run, load_data, load_run
+from vae.theory.ppca import best_linear
 
-SHARED_IMAGES = 1000  # test images that say how two architectures' ELBOs go together
+SHARED_IMAGES = 1000  # of a split, that say how two architectures' ELBOs go together
 
 
 class Rung(NamedTuple):
@@ -31,7 +34,7 @@ class Rung(NamedTuple):
 class Networks(NamedTuple):
     originals: str  # the picture of the test images
     rungs: list[Rung]
-    # by measure and architecture, nats, [n]: the same test images and noise for all
+    # by measure and architecture, nats, [n]: the same images of a split and noise for all
     per_image: dict[str, dict[str, Tensor]]
 
 
@@ -41,13 +44,13 @@ def look(points: Sequence[Point], allow: tuple[str, ...]) -> Networks:
     shown = ladder(points)
     data: ImageDataModule | None = None
     rungs = {}
-    per_image: dict[str, dict[str, Tensor]] = {ELBO.key: {}, REFITTED.key: {}}
+    per_image: dict[str, dict[str, Tensor]] = {}
     for point in points:
         run = load_run(point.folders[0], allow=allow)
         if data is None:
             data = load_data(run.config, allow=allow)
         for key, values in elbos(run, data).items():
-            per_image[key][point.name] = values
+            per_image.setdefault(key, {})[point.name] = values
         if point in shown:
             reconstructions = run.model.reconstruct(
                 data.images("test", IMAGES), torch.Generator().manual_seed(0)
@@ -61,17 +64,45 @@ def look(points: Sequence[Point], allow: tuple[str, ...]) -> Networks:
 
 
 def elbos(run: Run, data: ImageDataModule) -> dict[str, Tensor]:
-    """The ELBO of the first test images, as trained and at the sigma that fits these best."""
-    images = data.images("test", SHARED_IMAGES)
-    noise = noise_per_image(len(images), run.model.latent_dim)
-    _, terms = elbo_terms(run, images, noise)
-    found = {ELBO.key: terms["elbo"]}
-    if run.model.sigma is not None and run.model.likelihood.density:
-        both = {
-            f"{split}/{key}": values for split in ("val", "test") for key, values in terms.items()
-        }
-        found[REFITTED.key] = refit(run.model.sigma, run.model.image_shape, both).elbo["test"]
+    """The ELBO of the first images of both splits, of test also at the sigma that fits these best.
+
+    OVERFIT_PARTS is what it is above the linear optimum's on each image.
+    """
+    found: dict[str, Tensor] = {}
+    optimum = best_linear(run.model.likelihood, data.spectrum(), run.model.latent_dim)
+    for key, part in zip((TRAIN.key, ELBO.key), OVERFIT_PARTS, strict=True):
+        images = data.images(key.split("/")[0], SHARED_IMAGES)
+        noise = noise_per_image(len(images), run.model.latent_dim)
+        _, terms = elbo_terms(run, images, noise)
+        found[key] = terms["elbo"]
+        found[part] = terms["elbo"] - (0.0 if optimum is None else optimum.elbo(images))
+        if key == ELBO.key and run.model.sigma is not None and run.model.likelihood.density:
+            both = {
+                f"{s}/{name}": values for s in ("val", "test") for name, values in terms.items()
+            }
+            refitted = refit(run.model.sigma, run.model.image_shape, both)
+            found[REFITTED.key] = refitted.elbo["test"]
     return found
+
+
+def with_errors(point: Point, per_image: Mapping[str, Mapping[str, Tensor]]) -> Point:
+    """The point with the errors over images that no evaluation has: of training ELBO and OVERFIT.
+
+    From the spread of the first images and the number of all that the mean is over.
+    """
+    metrics = []
+    for each in point.metrics:
+        errors = {}
+        for key, split in zip((TRAIN.key, *OVERFIT_PARTS), ("train", "train", "test"), strict=True):
+            values = per_image.get(key, {}).get(point.name)
+            number = each.get(f"{split}/images")
+            if values is not None and number:
+                errors[f"{key}_se"] = values.std().item() / math.sqrt(number)
+        parts = [errors.get(f"{key}_se") for key in OVERFIT_PARTS]
+        if None not in parts:
+            errors[f"{OVERFIT.key}_se"] = math.hypot(*(part or 0.0 for part in parts))
+        metrics.append({**each, **errors})
+    return replace(point, metrics=metrics)
 
 
 def ladder(points: Sequence[Point]) -> list[Point]:

@@ -10,7 +10,7 @@ from vae.reports.comparison.page import render_template
 from vae.reports.comparison.statistics import Measured
 from vae.reports.comparison.tables import NOTHING, Cell
 from vae.reports.study.charts import ladders, measure_chart
-from vae.reports.study.comparisons import Comparisons
+from vae.reports.study.comparisons import PAGE_LEVEL, Comparisons
 from vae.reports.study.effects import MARK
 from vae.reports.study.ladder import Point
 from vae.reports.study.measures import MEASURES, SAMPLES, Measure
@@ -34,6 +34,8 @@ def render(comparisons: Comparisons, sentences: dict[str, list[str]], networks: 
         trainings=sorted({len(point.folders) for point in points}),
         verdict=sentences,
         comparisons=comparisons.number,
+        measures=len(comparisons.measures),
+        page_level=f"{PAGE_LEVEL:.0%}",
         mark=MARK,
         charts=[(m, measure_chart(points, m), dashes(points, m)) for m in shown],
         tables=[

@@ -2,38 +2,35 @@
 
 from collections.abc import Sequence
 
+from vae.reports.comparison.statistics import LEVEL
 from vae.reports.comparison.words import listed
 from vae.reports.study.comparisons import Comparisons
 from vae.reports.study.effects import MARK, depth_or_width, encoder_or_decoder
 from vae.reports.study.fitting import length_of_training, overfitting, trained_too_little
 from vae.reports.study.ladder import Point
-from vae.reports.study.measures import (
-    ELBO,
-    FRECHET,
-    GAP,
-    GENERATIVE,
-    LOG_P,
-    MEASURES,
-    REFITTED,
-    Measure,
+from vae.reports.study.measures import GAP, GENERATIVE, MAIN, Measure
+from vae.reports.study.planned import (
+    alike,
+    depth_steps,
+    other_over_larger,
+    others,
+    over_linear,
+    width_steps,
 )
-from vae.reports.study.words import UNDECIDED, names, value_text
-
-MAIN = (ELBO, REFITTED, LOG_P, FRECHET)  # those with sentences on depth, width, encoder, decoder
-COMPARED = tuple(measure for measure in MEASURES if measure.better)
+from vae.reports.study.words import UNDECIDED, difference_text, names, value_text
 
 
 def verdict(found: Comparisons) -> dict[str, list[str]]:
     """Sentences by heading."""
     generative = [m for m in GENERATIVE if m in found.measures]
     main = [m for m in MAIN if m in found.measures]
-    growth = {m: growth_sentence(found, m) for m in generative}
+    flat = [m for m in generative if not set(signs_over_linear(found, m).values()) - {0}]
     sentences = {
         "Does it grow with complexity?": [
             *in_short(found, generative),
-            *(text for text in growth.values() if UNDECIDED not in text),
+            *(growth_sentence(found, m) for m in generative if m not in flat),
         ],
-        "Depth or width?": [t for m in main if (t := depth_or_width(found, m))],
+        "Depth or width?": [text for m in main for text in depth_or_width(found, m)],
         "Encoder or decoder?": [t for m in main if (t := encoder_or_decoder(found, m))],
         "Other networks": other_networks(found, main),
         "Over-fitting": [*overfitting(found), *trained_too_little(found)],
@@ -41,8 +38,8 @@ def verdict(found: Comparisons) -> dict[str, list[str]]:
         "Inference": [growth_sentence(found, GAP)] if GAP in found.measures else [],
         "Length of training": length_of_training(found.points),
     }
-    open_ones = [measure for measure, text in growth.items() if UNDECIDED in text]
-    sentences["Not decided"] = undecided(found, open_ones, sentences)
+    sentences["Suggestive, not decided"] = suggestive(found)
+    sentences["Not decided"] = undecided(found, flat, sentences)
     return {
         heading: [text[0].upper() + text[1:] for text in texts]
         for heading, texts in sentences.items()
@@ -71,13 +68,10 @@ def in_short(found: Comparisons, measures: Sequence[Measure]) -> list[str]:
 
 def signs_over_linear(found: Comparisons, measure: Measure) -> dict[str, int]:
     """1 where a size is decidedly better than linear networks, −1 worse, else 0; by name."""
-    linear = found.linear
-    if linear is None or linear.measured(measure.key) is None:
-        return {}
     return {
-        p.name: found.sign(measure, linear, p)
-        for p in found.points
-        if p.alike and p is not linear and p.measured(measure.key)
+        b.name: found.sign(measure, a, b)
+        for a, b in over_linear(found.points)
+        if a.measured(measure.key) and b.measured(measure.key)
     }
 
 
@@ -85,51 +79,44 @@ def signs_over_linear(found: Comparisons, measure: Measure) -> dict[str, int]:
 
 
 def growth_sentence(found: Comparisons, measure: Measure) -> str:
-    """From the linear networks to the best of those with an encoder and a decoder of one size."""
-    linear = found.linear
-    others = [p for p in found.points if p.alike and p is not linear and p.measured(measure.key)]
-    if linear is None or linear.measured(measure.key) is None or not others:
+    """Each size of encoder and decoder against linear networks, and the best or worst mean."""
+    linear, signs = found.linear, signs_over_linear(found, measure)
+    if linear is None or not signs:
         return f"{measure.title}: {UNDECIDED}, there is nothing to compare with linear networks."
-    signs = signs_over_linear(found, measure)
-    better = [point for point in others if signs[point.name] > 0]
-    worse = [point for point in others if signs[point.name] < 0]
+    sizes = [point for point in found.points if point.name in signs]
+    better, worse, neither = (
+        [point for point in sizes if signs[point.name] == sign] for sign in (1, -1, 0)
+    )
+    if not better and not worse:
+        return (
+            f"{measure.title}: {UNDECIDED}, none of {len(signs)} sizes differs from linear "
+            "networks beyond its error."
+        )
+    parts = []
     if better:
-        text = best_of(found, measure, linear, better)
-        if worse:
-            text += f"; but {names(worse)} {'are' if len(worse) > 1 else 'is'} worse than linear"
-        return f"{text}."
+        best = max(better, key=lambda point: found.goodness(measure, point))
+        parts.append(f"{which(better, sizes)} better than linear{extreme(measure, better, best)}")
     if worse:
         worst = min(worse, key=lambda point: found.goodness(measure, point))
-        return (
-            f"{measure.title}: {at(measure, linear)}, worst {at(measure, worst)}; "
-            f"decided for {len(worse)} of {len(others)} sizes, and none is better than linear."
-        )
-    return (
-        f"{measure.title}: {UNDECIDED}, none of {len(others)} sizes differs from linear networks "
-        "beyond its error."
-    )
+        none = "" if better else " than linear and none is better"
+        parts.append(f"{which(worse, sizes)} worse{none}{extreme(measure, worse, worst, 'worst')}")
+    if neither:
+        parts.append(f"{which(neither, sizes)} {UNDECIDED}")
+    return f"{measure.title}: {at(measure, linear)}; {'; '.join(parts)}."
 
 
-def best_of(found: Comparisons, measure: Measure, linear: Point, better: Sequence[Point]) -> str:
-    """The best size, the smallest that is not decidedly short of it, and what larger ones do."""
-    best = max(better, key=lambda point: found.goodness(measure, point))
-    smaller = [
-        point
-        for point in better
-        if point.parameters < best.parameters and found.open(measure, point, best)
-    ]
-    larger = [
-        point
-        for point in found.points
-        if point.alike and point.parameters > best.parameters and found.sign(measure, best, point)
-    ]
-    text = f"{measure.title}: {at(measure, linear)}, best {at(measure, best)}"
-    if smaller:
-        text += f", from which the smaller {names(smaller)} cannot be told"
-    if larger:
-        values = [f"{p.name} ({measured(measure, p)})" for p in larger]
-        text += f"; the larger {listed(values)} {'are' if len(values) > 1 else 'is'} worse again"
-    return text
+def extreme(measure: Measure, some: Sequence[Point], point: Point, word: str = "best") -> str:
+    """The figure of the best or worst of these, by the mean."""
+    if len(some) == 1:
+        return f", {measured(measure, point)}"
+    return f", by the mean {word} {at(measure, point)}"
+
+
+def which(some: Sequence[Point], sizes: Sequence[Point]) -> str:
+    """`2 × 64 is`, `6 of 9 sizes are`."""
+    if len(some) > 3:
+        return f"{len(some)} of {len(sizes)} sizes are"
+    return f"{names(some)} {'are' if len(some) > 1 else 'is'}"
 
 
 def measured(measure: Measure, point: Point) -> str:
@@ -147,25 +134,28 @@ def at(measure: Measure, point: Point) -> str:
 
 
 def other_networks(found: Comparisons, measures: Sequence[Measure]) -> list[str]:
-    """What is not fully connected against the best that is, measure by measure."""
+    """What is not fully connected against the sizes with as many parameters or more."""
     sentences = []
-    for point in (p for p in found.points if p.encoder is None or p.decoder is None):
-        parts: dict[str, list[str]] = {}
+    for point in others(found.points):
+        texts = []
         for measure in measures:
-            rivals = [p for p in found.points if p.alike and p.measured(measure.key)]
-            if not rivals or point.measured(measure.key) is None:
-                continue
-            best = max(rivals, key=lambda p: found.goodness(measure, p))
-            sign = found.sign(measure, best, point)
-            unlike = f"differs, {UNDECIDED} beyond all comparisons, from"
-            even = "cannot be told from" if found.open(measure, best, point) else unlike
-            word = {1: "is better than", -1: "is worse than", 0: even}[sign]
-            values = f"{measured(measure, point)} against {measured(measure, best)} at {best.name}"
-            parts.setdefault(word, []).append(f"{measure.title} ({values})")
-        for word, texts in parts.items():
+            signs = {
+                a.name: found.sign(measure, a, b)
+                for a, b in other_over_larger(found.points)
+                if b is point and a.measured(measure.key) and b.measured(measure.key)
+            }
+            words = ((1, "better than"), (-1, "worse than"), (0, f"{UNDECIDED} against"))
+            parts = [
+                f"{word} {listed(some)}"
+                for sign, word in words
+                if (some := [name for name in signs if signs[name] == sign])
+            ]
+            if parts:
+                texts.append(f"by {measure.title} ({measured(measure, point)}) {', '.join(parts)}")
+        if texts:
             sentences.append(
-                f"{point.name} ({point.parameters:,} parameters) {word} the best fully "
-                f"connected size by {listed(texts)}."
+                f"{point.name} ({point.parameters:,} parameters) against the fully connected sizes "
+                f"with more: {'; '.join(texts)}."
             )
     return sentences
 
@@ -185,6 +175,25 @@ def without_limit(points: Sequence[Point]) -> list[str]:
     ]
 
 
+def suggestive(found: Comparisons) -> list[str]:
+    """Differences that would be decided alone, and are not among all of their measure."""
+    open_ones = {m: some for m in found.measures if (some := found.suggestive(m))}
+    if not open_ones:
+        return []
+    number = sum(map(len, open_ones.values()))
+    texts = []
+    for measure in (m for m in MAIN if m in open_ones) if set(MAIN) & set(open_ones) else open_ones:
+        largest = max(open_ones[measure], key=lambda each: abs(each.difference.mean))
+        texts.append(
+            f"{measure.title} {difference_text(largest.difference)} from {largest.a.name} to "
+            f"{largest.b.name}"
+        )
+    return [
+        f"{number} of {found.number} differences have p < {LEVEL:.0%} each and are open once the "
+        f"others by their measure are counted; the largest: {'; '.join(texts)}."
+    ]
+
+
 def undecided(
     found: Comparisons, growth: Sequence[Measure], said: dict[str, list[str]]
 ) -> list[str]:
@@ -194,11 +203,9 @@ def undecided(
         titles = listed([measure.title for measure in growth])
         sentences.append(f"Whether these change with complexity: {titles}.")
     for measure in (m for m in MAIN if m in found.measures):
-        rivals = [p for p in found.points if p.measured(measure.key)]
-        best = max(rivals, key=lambda point: found.goodness(measure, point))
-        near = [p for p in rivals if p is not best and found.open(measure, p, best)]
+        near = undecided_neighbours(found, measure)
         if near:
-            sentences.append(f"Which is best by {measure.title}: {names([best, *near])}.")
+            sentences.append(f"Which is better by {measure.title}: {names(near)}.")
     marked = sum(text.count(MARK) for texts in said.values() for text in texts)
     if marked:
         sentences.append(f"The {marked} differences above that are marked {MARK}.")
@@ -208,3 +215,16 @@ def undecided(
             "differ is not known."
         )
     return sentences
+
+
+def undecided_neighbours(found: Comparisons, measure: Measure) -> list[Point]:
+    """The size with the best mean and those that are a step from it and not decided against it."""
+    steps = (*depth_steps(found.points), *width_steps(found.points))
+    sizes = [point for point in alike(found.points) if point.measured(measure.key)]
+    best = max(sizes, key=lambda point: found.goodness(measure, point), default=None)
+    near = [
+        step.b if step.a is best else step.a
+        for step in steps
+        if best in (step.a, step.b) and not found.sign(measure, step.a, step.b)
+    ]
+    return [best, *near] if best is not None and near else []

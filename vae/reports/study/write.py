@@ -1,15 +1,16 @@
 """The files of a study: study.html, study.json and study.md."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vae.reports.study.comparisons import Comparisons
 from vae.reports.study.ladder import Point, read_points
-from vae.reports.study.measures import MEASURES
-from vae.reports.study.networks import look
+from vae.reports.study.measures import COMPARED, MEASURES
+from vae.reports.study.networks import look, with_errors
 from vae.reports.study.page import render, row
-from vae.reports.study.verdict import COMPARED, verdict
+from vae.reports.study.verdict import verdict
 from vae.runs.errors import RunError
 from vae.runs.files import atomic_write, write_json
 
@@ -18,6 +19,7 @@ def write_study(settings: dict[str, Any]) -> tuple[Path, dict[str, list[str]]]:
     """The page's path and the verdict; UserError for runs that make no study."""
     points = read_points(settings["runs"])
     networks = look(points, tuple(settings["allow"]))
+    points = [with_errors(point, networks.per_image) for point in points]
     comparisons = Comparisons(points, COMPARED, networks.per_image)
     sentences = verdict(comparisons)
     page = render(comparisons, sentences, networks)
@@ -44,15 +46,20 @@ def markdown(points: Sequence[Point]) -> str:
 
 
 def as_json(comparisons: Comparisons, sentences: dict[str, list[str]]) -> dict[str, Any]:
-    """Verdict, means with both errors, and the differences that are decided."""
+    """Verdict, means with both errors, and every planned comparison."""
     return {
         "verdict": sentences,
-        "comparisons": comparisons.number,
-        "decided": {
+        "comparisons": {
             measure.key: [
-                {"from": a.name, "to": b.name, "difference": found.mean, "se": found.se}
-                for a, b in comparisons.decided_pairs(measure)
-                if (found := comparisons.of(measure, a, b)) is not None
+                {
+                    "from": a.name,
+                    "to": b.name,
+                    "difference": difference.mean,
+                    "se": difference.se,
+                    "p": None if math.isnan(difference.p) else difference.p,
+                    "decided": decided,
+                }
+                for a, b, difference, decided in comparisons.families[measure.key].values()
             ]
             for measure in comparisons.measures
         },
