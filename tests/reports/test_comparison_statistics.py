@@ -29,37 +29,41 @@ def test_without_a_spread_the_law_is_normal() -> None:
 
 
 def test_one_training_is_judged_by_the_estimates_alone() -> None:
-    found = difference(Measured.of([10.0], 0.3), Measured.of([12.0], 0.4))
+    found = difference(Measured.from_values([10.0], 0.3), Measured.from_values([12.0], 0.4))
     assert (found.mean, found.se, found.of_trainings) == (2.0, 0.5, False)
     assert found.p == pytest.approx(math.erfc(4 / math.sqrt(2)))
-    paired = difference(Measured.of([10.0], 0.3), Measured.of([12.0], 0.4), paired_se=0.1)
+    paired = difference(
+        Measured.from_values([10.0], 0.3), Measured.from_values([12.0], 0.4), paired_se=0.1
+    )
     assert paired.se == 0.1
 
 
 def test_two_trainings_of_each_count_their_spread_by_welch() -> None:
-    a, b = Measured.of([1.0, 2.0, 3.0], 0.0), Measured.of([4.0, 8.0], 0.0)
+    a, b = Measured.from_values([1.0, 2.0, 3.0], 0.0), Measured.from_values([4.0, 8.0], 0.0)
     found = difference(a, b)
     assert found.se == pytest.approx(math.sqrt(1 / 3 + 8 / 2))
     dof = (1 / 3 + 4) ** 2 / ((1 / 3) ** 2 / 2 + 4**2 / 1)
     assert found.p == pytest.approx(two_sided_p(4 / found.se, dof))
     assert found.of_trainings
     assert not found.significant
-    mixed = difference(Measured.of([1.0], 0.1), b)  # one training of one of them says nothing
+    mixed = difference(
+        Measured.from_values([1.0], 0.1), b
+    )  # one training of one of them says nothing
     assert not mixed.of_trainings
 
 
 def test_the_two_errors_of_a_difference_are_told_apart() -> None:
-    a, b = Measured.of([1.0, 3.0], 0.6), Measured.of([4.0, 8.0], 0.8)
+    a, b = Measured.from_values([1.0, 3.0], 0.6), Measured.from_values([4.0, 8.0], 0.8)
     found = difference(a, b, paired_se=0.5)
     assert found.estimate_se == 0.5
     assert found.trainings_se == pytest.approx(math.sqrt(2 / 2 + 8 / 2))
     assert found.se == pytest.approx(math.hypot(0.5, found.trainings_se or 0))
-    alone = difference(Measured.of([1.0], 0.6), b)
+    alone = difference(Measured.from_values([1.0], 0.6), b)
     assert (alone.estimate_se, alone.trainings_se) == (pytest.approx(1.0), None)
 
 
 def test_an_unknown_error_decides_nothing() -> None:
-    found = difference(Measured.of([1.0], None), Measured.of([100.0], 0.1))
+    found = difference(Measured.from_values([1.0], None), Measured.from_values([100.0], 0.1))
     assert found.se is None
     assert not found.significant
 
@@ -69,7 +73,7 @@ def test_false_alarms_are_as_rare_as_the_level_says() -> None:
     alarms = 0
     for _ in range(2000):
         a, b = torch.randn(2, 3, generator=generator, dtype=torch.float64).tolist()
-        alarms += difference(Measured.of(a, 0.0), Measured.of(b, 0.0)).significant
+        alarms += difference(Measured.from_values(a, 0.0), Measured.from_values(b, 0.0)).significant
     assert alarms / 2000 < 0.012
 
 

@@ -25,7 +25,7 @@ def limit_distance(entry: Entry) -> Measured | None:
     if any(math.isnan(kl) for kl in kls):
         return None
     errors = [training.limit.se for training in entry.trainings]
-    return Measured.of(kls, max(errors))
+    return Measured.from_values(kls, max(errors))
 
 
 def describe(entry: Entry) -> str:

@@ -57,7 +57,7 @@ class Entry:
             errors = [value_of(each, f"{key}_se") for each in self.trainings]
             known = [error for error in errors if error is not None]
             se = sum(known) / len(known) if len(known) == len(errors) else None
-        return Measured.of([value for value in values if value is not None], se)
+        return Measured.from_values([value for value in values if value is not None], se)
 
     def mean(self, key: str) -> float:
         return self.metric(key).mean

@@ -25,7 +25,7 @@ class Measured(NamedTuple):
     trainings: int
 
     @classmethod
-    def of(cls, values: Sequence[float], se: float | None) -> "Measured":
+    def from_values(cls, values: Sequence[float], se: float | None) -> "Measured":
         """Of one value a training; `se` is that of their mean."""
         tensor = torch.tensor(values, dtype=torch.float64)
         sd = tensor.std().item() if len(values) > 1 else None

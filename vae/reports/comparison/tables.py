@@ -187,7 +187,7 @@ def evaluation_cell(entry: Entry, key: str) -> Cell:
         se = sum(known) / len(known) if len(known) == len(errors) else None
         if len(values) == 1:
             return plain(values[0], se)
-        metric = Measured.of([float(v) for v in values], se)  # type: ignore[arg-type]
+        metric = Measured.from_values([float(v) for v in values], se)  # type: ignore[arg-type]
         return plain(metric.mean, se)._replace(below=spread(metric))
     texts = list(dict.fromkeys("–" if v is None else str(v) for v in values))
     return Cell(", ".join(texts), None if texts == ["–"] else texts[0])

@@ -59,7 +59,9 @@ class Point:
             return None
         errors = [number(metrics.get(f"{key}_se")) for metrics in self.metrics]
         given = [error for error in errors if error is not None]
-        return Measured.of(known, sum(given) / len(given) if len(given) == len(errors) else None)
+        return Measured.from_values(
+            known, sum(given) / len(given) if len(given) == len(errors) else None
+        )
 
 
 def number(value: Any) -> float | None:
