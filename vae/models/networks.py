@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import torch
 from annotated_types import Ge, Le, Len, MaxLen, Predicate, doc
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,6 +111,15 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.output(self.layers(z)).unflatten(1, self.image_shape)  # [B, C, H, W]
+
+    @torch.no_grad()
+    def start_at(self, image: Tensor) -> None:
+        """Set the last layer's bias so that an image [C, H, W] in [0, 1] comes out where the hidden
+        layers give 0; through a sigmoid within [0.01, 0.99]."""
+        bias = image.flatten()
+        if isinstance(self.output, nn.Sigmoid):
+            bias = bias.clamp(0.01, 0.99).logit()
+        self.layers[-1].bias.copy_(bias)  # type: ignore[operator]
 
 
 def hidden_widths(hidden: Sequence[int], depth: int, width: int | None) -> list[int]:
