@@ -109,7 +109,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
 
     # 1. What is trained, on which data.
     build = Builder(config)
-    build.require("data", "model", "optimizer", "learning", "seed", "trainer")
+    build.require("data", "model", "objective", "optimizer", "learning", "seed", "trainer")
     build.seed()
     data = build("data", seed=config.seed)
     model = build("model")
@@ -122,13 +122,15 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     resume = runs.checkpoint_to_resume(folder)
     chosen = loggers.build_loggers(build, folder, resume)
     logger = loggers.FaultTolerantLogger(chosen, build.config, folder, resume)
-    signals = SignalHandler(folder / runs.LAST, build.config["save_every_n_steps"])
+    signals = SignalHandler(folder / runs.LAST, build.config.get("save_every_n_steps", 0))
     callbacks = order_callbacks(build.each("callbacks"), build.config, signals, folder)
 
     # 3. The Trainer.
     settings = build.config["trainer"]
     build.problems += unavailable(settings)
-    settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
+    settings["precision"] = resolve_precision(
+        settings.get("precision", "32-true"), settings.get("accelerator", "auto")
+    )
     trainer = build(
         "trainer",
         callbacks=callbacks,
@@ -142,7 +144,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     build.problems += block_problems(trainer) if isinstance(module, BlockTraining) else []
     build.finish(folder)
     kept = ("model", "objective", "optimizer", "scheduler")
-    module.hparams.update({name: build.config[name] for name in kept})
+    module.hparams.update({name: build.config.get(name) for name in kept})
 
     # 4. The processor.
     if trainer.strategy.root_device.type == "cpu":
@@ -176,7 +178,7 @@ def order_callbacks(chosen: list[Any], config: dict[str, Any], signals: Any, fol
             callback.dirpath = str(folder / "checkpoints")
     averaging = [c for c in chosen if isinstance(c, WeightAveraging)]
     others = [c for c in chosen if c not in averaging]
-    always = [FiniteCheck(config["skip_bad_steps"]), ExactResume()]
+    always = [FiniteCheck(config.get("skip_bad_steps", False)), ExactResume()]
     best = [] if settings.get("enable_checkpointing") is False else [BestAndLast(folder)]
     return [History(folder), *others, *always, *averaging, signals, *best]
 

@@ -108,10 +108,16 @@ def resolver_keys(path: Path) -> Iterator[str]:
 
 
 def use_prepared_root(config: DictConfig, today: DictConfig) -> None:
-    """Take this machine's folder of data where the run's has no data: none is written there."""
-    root = OmegaConf.select(today, "data.root")
-    if root is None or "root" not in config.data:
+    """Take this machine's folder of data where the run's has no data: none is written there.
+
+    Settings of data that cannot be used stay as they are; their validation says what is wrong.
+    """
+    root, node = OmegaConf.select(today, "data.root"), config.get("data")
+    if root is None or not isinstance(node, DictConfig) or "root" not in node:
         return
-    data = instantiate(config.data, _convert_="all")
+    try:
+        data = instantiate(node, _convert_="all")
+    except Exception:  # whatever a constructor makes of them
+        return
     if not getattr(data, "is_prepared", lambda: True)():
         config.data.root = root
