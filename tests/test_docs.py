@@ -343,3 +343,44 @@ def slope_under_prior(model) -> float:
     step = 1e-2 * torch.randn(z.shape, generator=generator)
     change = model.mean_image(z + step) - model.mean_image(z)
     return (change.square().sum() / 256 / 1e-4).item()
+
+
+# --- docs/results.md ------------------------------------------------------------------------------
+
+NUMBER = re.compile(r"[−-]?\d[\d,]*(?:\.\d+)?")
+
+
+def result_rows() -> Iterator[tuple[list[str], str]]:
+    """The experiments that a row of the table names, and what it says was measured."""
+    for line in DOCUMENTS["docs/results.md"].splitlines():
+        cells = [cell.strip() for cell in line.split(" | ")]
+        if line.startswith("| `") and len(cells) > 5:
+            yield re.findall(r"`([a-z0-9_]+)`", cells[0]), cells[5]
+
+
+def numbers_in(value: object) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from numbers_in(child)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield float(value)
+
+
+def test_the_table_of_results_has_every_experiment():
+    named = {name for names, _ in result_rows() for name in names}
+    files = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+    assert files - {"fast", "search"} <= named
+
+
+def test_every_number_of_the_table_of_results_was_measured():
+    """To the digits that are printed, in the file of the experiment under docs/results/."""
+    for names, measured in result_rows():
+        files = [ROOT / "docs" / "results" / f"{name}.json" for name in names]
+        known = [n for f in files if f.is_file() for n in numbers_in(json.loads(f.read_text()))]
+        texts = NUMBER.findall(re.sub(r"`[^`]*`|\([^)]*\)|L_[\d,]+", "", measured))
+        assert known or not texts, f"{names}: no docs/results/*.json"
+        for text in texts:
+            digits = len(text.partition(".")[2])
+            value = float(text.replace("−", "-").replace(",", ""))
+            close = any(abs(abs(n) - abs(value)) <= 0.5000001 * 10**-digits for n in known)
+            assert close, f"{names}: {text} is in no file of docs/results/"
