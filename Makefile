@@ -25,6 +25,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@
 
+# With several seeds the long trainings come first, so that no processor is idle at the end.
 lab: $(VENV)/installed ## the main job: train baseline and deep on MNIST and compare them; SEEDS=3 trains each three times
 	@set -e; stamp=$$(date +%Y-%m-%d/%H-%M-%S); \
 	if [ $(SEEDS) = 1 ]; then \
@@ -34,7 +35,7 @@ lab: $(VENV)/installed ## the main job: train baseline and deep on MNIST and com
 		done; \
 	else \
 		runs=outputs/$$stamp-lab; \
-		$(RUN) -m vae.train --multirun model=baseline,deep seed="range($(SEEDS))" \
+		$(RUN) -m vae.train --multirun model=deep,baseline seed="range($(SEEDS))" \
 			hydra/launcher=joblib hydra.sweep.dir=$$runs $(ARGS); \
 	fi; \
 	$(RUN) -m vae.evaluate "runs=$$runs" $(EVALUATE); \
