@@ -12,11 +12,13 @@ from comparison_runs import EVALUATION, entries, entry, evaluated, folders
 from vae.analysis.limit import Limit
 from vae.models.likelihoods import Gaussian
 from vae.reports.comparison import chain_verdict, tables, verdict
-from vae.reports.comparison.cautions import differing_settings
+from vae.reports.comparison.cautions import differing_settings, elbo_gap_caution
 from vae.reports.comparison.entries import Entry
 from vae.reports.comparison.limit import best_limit
 from vae.reports.comparison.measure import read_evaluation
-from vae.reports.comparison.sample_verdict import samples
+from vae.reports.comparison.sample_verdict import samples, short
+from vae.reports.comparison.statistics import Measured
+from vae.reports.comparison.words import with_error
 
 __all__ = ["entries", "folders"]  # fixtures
 
@@ -119,3 +121,12 @@ def with_sigma(model, sigma: float):
     other._modules = dict(model._modules)
     other.likelihood = Gaussian(sigma, learned=True)
     return other
+
+
+def test_errors_are_shown_where_there_are_some(entries: list[Entry]) -> None:
+    """Of the bound that a caution quotes; none of an exact gap; large ones as plain numbers."""
+    bound = {"bound/log_p": 1e4, "bound/log_p_subset_se": 0.54, "bound/images": 32}
+    text = elbo_gap_caution(evaluated("A", entries[1].first, bound)) or ""
+    assert "± 0.54 nats below log p(x) (bound on 32 test images)" in text
+    assert with_error(Measured(0.42, 8.8e-17, 0.09, 3)) == "0.42 (sd over 3 trainings 0.09)"
+    assert short(Measured(485.0, 6.0, 21.6, 3)) == "485 ± 6 (sd 22)"

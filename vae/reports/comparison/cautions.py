@@ -83,9 +83,9 @@ def elbo_gap_caution(entry: Entry) -> str | None:
         gap = entry.mean("bound/log_p") - entry.mean("test/elbo")
         if gap <= 1:
             return None
-        key = "bound/log_p_subset"
-        error = entry.metric(key).se if entry.has(key) else None
-        size = f"{gap:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+        key = "bound/log_p_subset_se"  # of the mean of bound − ELBO
+        error = entry.mean(key) if entry.has(key) else None
+        size = f"{gap:.2f}" + (f" ± {error:.2f}" if error else "")
         images = entry.first.evaluation.get("bound/images", "?")
         return f"the ELBO is at least {size} nats below log p(x) (bound on {images} test images)."
     sizes = [

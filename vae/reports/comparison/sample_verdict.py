@@ -56,8 +56,13 @@ class Judgement(NamedTuple):
 
 def short(metric: Measured) -> str:
     """A mean with its error over samples, and the spread over trainings."""
-    text = f"{metric.mean:.3g}" + (f" ± {metric.se:.1g}" if metric.se is not None else "")
-    return text if metric.sd is None else f"{text} (sd {metric.sd:.1g})"
+    text = f"{metric.mean:.3g}" + (f" ± {one_digit(metric.se)}" if metric.se is not None else "")
+    return text if metric.sd is None else f"{text} (sd {one_digit(metric.sd)})"
+
+
+def one_digit(error: float) -> str:
+    """An error to its first digit, or to the unit where it is larger."""
+    return f"{error:.1g}" if error < 9.5 else f"{error:.0f}"
 
 
 def target(measure: Measure, entries: Sequence[Entry]) -> float | None:

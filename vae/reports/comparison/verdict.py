@@ -76,7 +76,8 @@ def against_linear(entry: Entry) -> str:
     name = entry.name
     if entry.first.linear:
         excess = entry.metric("train/over_linear")
-        where = f"{abs(excess.mean):.2f} nats {'below' if excess.mean <= 0 else 'above'}"
+        where = with_error(excess._replace(mean=abs(excess.mean), se=None))
+        where += f" nats {'below' if excess.mean <= 0 else 'above'}"
         text = f"{name} is linear and ends {where} its closed-form optimum {oracle.train_elbo:.2f}"
         text += " (training images, expectation over z exact)"
         if alarm := [t for t in entry.trainings if beats_optimum(t.metrics)]:

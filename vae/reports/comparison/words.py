@@ -12,7 +12,7 @@ MAX_INDIVIDUAL_ENTRIES = 4  # entries up to which each gets sentences of its own
 def with_error(metric: Measured, digits: int = 2) -> str:
     """`280.49 ± 0.36`; over several trainings `280.49 ± 0.36 (sd over 3 trainings 0.71)`."""
     text = f"{metric.mean:.{digits}f}"
-    if metric.se is not None:
+    if metric.se is not None and metric.se > 1e-12 * abs(metric.mean):  # of a closed form: 0
         text += f" ± {metric.se:.{digits}f}"
     if metric.sd is not None:
         text += f" (sd over {metric.trainings} trainings {metric.sd:.{digits}f})"
