@@ -51,7 +51,7 @@ def difference_cell(first: Entry, entry: Entry, key: str) -> Cell:
     cell = nats(found.mean, found.se, "+")
     if found.estimate_se is None or found.trainings_se is None:
         return cell
-    parts = f"images ± {found.estimate_se:.2f}, trainings ± {found.trainings_se:.2f}"
+    parts = f"images ± {found.estimate_se:.2f}\ntrainings ± {found.trainings_se:.2f}"
     return cell._replace(below=parts)
 
 
