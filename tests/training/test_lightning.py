@@ -198,6 +198,11 @@ def test_what_cannot_be_honoured_is_refused(tmp_path: Path, override: str, line:
     assert [p for p in refused.value.problems if p.startswith(line)], refused.value.problems
 
 
+def test_an_interval_beyond_the_epoch_is_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^trainer: `val_check_interval` \(1000\) must be less"):
+        run(tmp_path, "trainer.val_check_interval=1000")
+
+
 def test_reports_are_printed_once(tmp_path: Path) -> None:
     """On the command line, where Hydra sets up logging before Lightning is imported."""
     reports = ["trainer.profiler=simple", "callbacks=model_summary"]

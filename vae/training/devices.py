@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,7 +69,17 @@ def lightning_refusals() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise UserError(f"trainer: {first_line(error)}") from error
+    except ValueError as error:
+        if not raised_by_lightning(error):
+            raise
+        raise UserError(f"trainer: {first_line(error).strip()}") from error
     except RuntimeError as error:
         if "is not available" not in str(error):  # as EarlyStopping says of a monitor
             raise
         raise UserError(f"callbacks: {first_line(error)}") from error
+
+
+def raised_by_lightning(error: BaseException) -> bool:
+    """Whether the innermost frame of its traceback is Lightning's."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("lightning.")
