@@ -359,6 +359,7 @@ def with_hydra(*overrides: str):
     return config
 
 
+@pytest.mark.slow
 def test_an_experiment_for_a_multirun_is_refused_without_m(tmp_path):
     done = run_vae("train", "+experiment=lab", "data=digits", f"hydra.run.dir={tmp_path / 'run'}")
     assert (done.returncode, done.stdout) == (2, "")

@@ -203,6 +203,7 @@ def test_an_interval_beyond_the_epoch_is_refused_in_a_line(tmp_path: Path) -> No
         run(tmp_path, "trainer.val_check_interval=1000")
 
 
+@pytest.mark.slow
 def test_reports_are_printed_once(tmp_path: Path) -> None:
     """On the command line, where Hydra sets up logging before Lightning is imported."""
     reports = ["trainer.profiler=simple", "callbacks=model_summary"]

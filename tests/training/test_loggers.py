@@ -168,6 +168,7 @@ def history(record: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_wandb_without_a_login_is_refused_in_a_line(tmp_path: Path):
     pytest.importorskip("wandb", reason="wandb is not installed: pip install -e .[wandb]")
     command = [
@@ -198,6 +199,7 @@ def test_wandb_without_a_login_is_refused_in_a_line(tmp_path: Path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_mlflow_has_every_metric_and_picture_at_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
