@@ -8,12 +8,15 @@ import torch
 from study_points import SIZES, around, compared, grid, point, seventeen
 from torch import Tensor
 
-from vae.reports.comparison.statistics import Measured, two_sided_p
+from vae.reports.comparison.statistics import (
+    Measured,
+    difference,
+    total_and_freedom,
+    two_sided_p,
+)
 from vae.reports.study.comparisons import (
     PAGE_LEVEL,
-    floored_difference,
     holm,
-    total_and_freedom,
     typical_variance,
 )
 from vae.reports.study.effects import depth_or_width
@@ -45,10 +48,10 @@ def test_the_typical_variance_is_that_of_normal_trainings_and_minds_no_outlier()
 
 def test_a_small_variance_counts_as_the_typical_one_and_a_large_one_as_itself():
     lucky, wide = Measured(3.0, None, 1e-6, 3), Measured(3.0, None, 10.0, 3)
-    found = floored_difference(Measured(0.0, None, 1.0, 3), lucky, 3.0)
+    found = difference(Measured(0.0, None, 1.0, 3), lucky, least_variance=3.0)
     assert found.se == pytest.approx(2**0.5)
     assert found.p == pytest.approx(two_sided_p(3 / 2**0.5, 4))  # no more than its own trainings
-    assert floored_difference(lucky, wide, 3.0).se == pytest.approx((103 / 3) ** 0.5)
+    assert difference(lucky, wide, least_variance=3.0).se == pytest.approx((103 / 3) ** 0.5)
 
 
 def test_errors_over_shared_images_are_paired():

@@ -7,7 +7,7 @@ deviation over trainings that differ in their seed alone. One training has no `s
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,11 +58,25 @@ def standard_error(values: Tensor) -> float:
     return (values.double().std() / math.sqrt(len(values))).item()
 
 
-def difference(a: Measured, b: Measured, paired_se: float | None = None) -> Difference:
+def total_and_freedom(estimate: Any, parts: Sequence[tuple[Any, int]]) -> tuple[Any, Any]:
+    """Variance of a difference and its degrees of freedom, of numbers or of tensors.
+
+    `estimate` is its variance over images or samples, with infinite degrees of freedom; each part
+    is a variance over so many trainings (Welch and Satterthwaite).
+    """
+    total = estimate + sum(variance / n for variance, n in parts)
+    spread = sum((variance / n) ** 2 / (n - 1) for variance, n in parts)
+    return total, total**2 / spread if isinstance(spread, Tensor) or spread else math.inf
+
+
+def difference(
+    a: Measured, b: Measured, paired_se: float | None = None, least_variance: float = 0.0
+) -> Difference:
     """b − a by Welch's t-test; `paired_se` is the error of the estimate where both share images.
 
     With at least two trainings of each the error is that of trainings and of the estimate together,
-    and the degrees of freedom are Welch and Satterthwaite's. Otherwise it is the estimate's alone.
+    and a variance over trainings counts as at least `least_variance`. Otherwise it is the
+    estimate's alone.
     """
     mean, counts = b.mean - a.mean, (a.trainings, b.trainings)
     # 1. The error of the estimate: paired over the same images, or of two independent ones.
@@ -70,21 +84,22 @@ def difference(a: Measured, b: Measured, paired_se: float | None = None) -> Diff
     if estimate is None and a.se is not None and b.se is not None:
         estimate = math.hypot(a.se, b.se)
     # 2. The spread over trainings, where both have one.
-    of_trainings = a.sd is not None and b.sd is not None
-    variances = [e**2 for each in (a, b) if of_trainings and (e := each.trainings_se) is not None]
-    if estimate is None and not of_trainings:
-        return Difference(mean, None, math.nan, False, counts)
-    parts = estimate, math.sqrt(sum(variances)) if of_trainings else None
-    total = sum(variances) + (estimate or 0.0) ** 2
-    se = math.sqrt(total)
-    if se == 0:
+    spreads = [(max(m.sd**2, least_variance), m.trainings) for m in (a, b) if m.sd is not None]
+    of_trainings = len(spreads) == 2
+    if not of_trainings:
+        spreads = []
+        if estimate is None:
+            return Difference(mean, None, math.nan, False, counts)
+    total, freedom = total_and_freedom((estimate or 0.0) ** 2, spreads)
+    over_trainings = math.sqrt(sum(v / n for v, n in spreads)) if of_trainings else None
+    parts = estimate, over_trainings
+    # 3. How often chance alone makes one as large.
+    if total == 0:
         rounding = ROUNDING * max(abs(a.mean), abs(b.mean))
         p = 1.0 if abs(mean) <= rounding else 0.0
         return Difference(mean, 0.0, p, of_trainings, counts, *parts)
-    # 3. Degrees of freedom: those of the estimate are taken as infinite.
-    spread = sum(v**2 / (n - 1) for v, n in zip(variances, counts, strict=False))
-    p = two_sided_p(mean / se, total**2 / spread if spread else math.inf)
-    return Difference(mean, se, p, of_trainings, counts, *parts)
+    se = math.sqrt(total)
+    return Difference(mean, se, two_sided_p(mean / se, freedom), of_trainings, counts, *parts)
 
 
 def two_sided_p(t: float, dof: float) -> float:

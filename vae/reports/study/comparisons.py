@@ -11,17 +11,15 @@ whether few, half or most of the architectures are the ones that spread.
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from vae.reports.comparison.statistics import (
     LEVEL,
-    ROUNDING,
     Difference,
-    Measured,
-    two_sided_p,
+    difference,
 )
 from vae.reports.study.ladder import Point
 from vae.reports.study.measures import ELBO, LOG_P, OVERFIT, OVERFIT_PARTS, Measure
@@ -43,38 +41,6 @@ def typical_variance(variances: Tensor, trainings: Tensor) -> Tensor:
     """
     scaled = variances / (1 - 2 / (9 * (trainings - 1))) ** 3
     return torch.quantile(scaled, 0.5, dim=-1)
-
-
-def total_and_freedom(estimate: Any, parts: Sequence[tuple[Any, int]]) -> tuple[Any, Any]:
-    """Variance of a difference and its degrees of freedom, of numbers or of tensors.
-
-    `estimate` is its variance over images or samples, with infinite degrees of freedom; each part
-    is a variance over so many trainings (Welch and Satterthwaite).
-    """
-    total = estimate + sum(variance / n for variance, n in parts)
-    spread = sum((variance / n) ** 2 / (n - 1) for variance, n in parts)
-    return total, total**2 / spread if isinstance(spread, Tensor) or spread else math.inf
-
-
-def floored_difference(
-    a: Measured, b: Measured, typical: float, covariance: float = 0.0
-) -> Difference:
-    """b − a with its error over trainings and over images or samples.
-
-    `covariance` is that of the two estimates, which share their images. p is NaN where one was
-    trained once.
-    """
-    mean, counts = b.mean - a.mean, (a.trainings, b.trainings)
-    if a.sd is None or b.sd is None:
-        return Difference(mean, None, math.nan, False, counts)
-    estimate = max(0.0, (a.se or 0.0) ** 2 + (b.se or 0.0) ** 2 - 2 * covariance)
-    parts = [(max(sd**2, typical), n) for sd, n in ((a.sd, counts[0]), (b.sd, counts[1]))]
-    total, freedom = total_and_freedom(estimate, parts)
-    if total == 0:
-        rounding = ROUNDING * max(abs(a.mean), abs(b.mean))
-        return Difference(mean, 0.0, 1.0 if abs(mean) <= rounding else 0.0, True, counts)
-    se = math.sqrt(total)
-    return Difference(mean, se, two_sided_p(mean / se, freedom), True, counts)
 
 
 def holm(p: Mapping[Key, float], level: float) -> set[Key]:
@@ -157,7 +123,12 @@ class Comparisons:
             first, second = (
                 each._replace(mean=abs(each.mean - measure.target)) for each in (first, second)
             )
-        return floored_difference(first, second, typical, self.covariance(measure, a, b))
+        if first.sd is None or second.sd is None:  # decided by trainings, never by one alone
+            counts = (first.trainings, second.trainings)
+            return Difference(second.mean - first.mean, None, math.nan, False, counts)
+        errors = (first.se or 0.0) ** 2 + (second.se or 0.0) ** 2
+        paired = math.sqrt(max(0.0, errors - 2 * self.covariance(measure, a, b)))
+        return difference(first, second, paired, least_variance=typical)
 
     def covariance(self, measure: Measure, a: Point, b: Point) -> float:
         """Of the errors over images of two means."""
