@@ -348,10 +348,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     rates = result["growth_images_per_second"]
     title = f"batch {BATCH}, medians and ranges of {result['rounds']} rounds ({result['machine']})"
     figure = new_figure(11, 7 if rates else 4, title)
+    bottom, top = (0.56, 0.89) if rates else (0.13, 0.83)
     sides = {"left": 0.08, "right": 0.98, "wspace": 0.25}
-    above = figure.add_gridspec(
-        1, 2, bottom=0.56 if rates else 0.13, top=0.89 if rates else 0.83, **sides
-    )
+    above = figure.add_gridspec(1, 2, bottom=bottom, top=top, **sides)
     below = figure.add_gridspec(1, max(1, len(rates)), bottom=0.08, top=0.42, **sides)
     for place, (model, found) in enumerate(result["models"].items()):
         axes = figure.add_subplot(above[place])

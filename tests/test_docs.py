@@ -384,3 +384,20 @@ def test_every_number_of_the_table_of_results_was_measured():
             value = float(text.replace("−", "-").replace(",", ""))
             close = any(abs(abs(n) - abs(value)) <= 0.5000001 * 10**-digits for n in known)
             assert close, f"{names}: {text} is in no file of docs/results/"
+
+
+def texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(child)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_the_files_of_results_name_no_folder_of_a_machine_and_every_picture_is_shown():
+    folder = ROOT / "docs" / "results"
+    texts = [t for path in folder.glob("*.json") for t in texts_in(json.loads(path.read_text()))]
+    assert texts
+    assert not [text for text in texts if text.startswith(("/", "~")) or "\\" in text]
+    shown = re.findall(r"\(results/([\w-]+\.png)\)", DOCUMENTS["docs/results.md"])
+    assert {*shown} == {path.name for path in folder.glob("*.png")}

@@ -1,7 +1,7 @@
 """Keep what docs/results.md quotes: python docs/results/collect.py outputs/results/<name> …
 
 Of each finished sweep <name>.json (metrics of every setting: mean, spread over trainings and
-standard error of the mean, with command, seeds, epochs and times) and its pictures. ± of a single
+standard error of the mean, with command, seeds, epochs and times) and its picture. ± of a single
 training is over images, where its evaluation.json has it.
 """
 
@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from vae.reports.sweep.groups import Group, read
 from vae.reports.sweep.runs import SweepRun, select
 from vae.runs.files import read_json
@@ -18,7 +20,7 @@ from vae.runs.files import read_json
 HERE = Path(__file__).parent
 METRICS = ("elbo", "log_likelihood", "kl", "collapsed", "inactive", "squared_error")
 OTHERS = ("model/sigma", "oracle/sigma", "oracle/test_elbo", "oracle/collapsed", "oracle/kl")
-PICTURES = ("summary", "rate_distortion")  # of a sweep
+PICTURES = ("rate_distortion", "summary")  # of a sweep: the first that it has
 SINGLE = ("elbo_curves", "prior_samples")  # of a single run
 
 
@@ -26,26 +28,33 @@ def main(folder: Path) -> Path:
     summary = read(folder)
     runs = {run.folder: run for run in summary.runs}
     found = {
-        "command": command(summary.runs[0]),
+        "command": command(folder, summary.runs[0]),
         "states": summary.count_states(),
         "settings": [of_group(folder, group, runs) for group in summary.groups],
     }
     path = HERE / f"{folder.name}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
-    # The pictures.
-    single = len(summary.runs) == 1
-    source = folder / summary.runs[0].folder / "figures" if single else folder
-    for name in SINGLE if single else PICTURES:
-        picture = source / f"{name}.png"
-        if picture.is_file():
-            shutil.copyfile(picture, HERE / f"{folder.name}-{name}.png")
+    for picture in pictures(folder, summary.runs):
+        shutil.copyfile(picture, HERE / f"{folder.name}-{picture.name}")
     return path
 
 
-def command(run: SweepRun) -> str:
-    """Of the sweep, without what says where it ran."""
-    experiment = [o for o in run.overrides if o.startswith("+experiment=")]
-    return " ".join(["python -m vae.train -m", *experiment])
+def pictures(folder: Path, runs: list[SweepRun]) -> list[Path]:
+    if len(runs) == 1:
+        found = [folder / runs[0].folder / "figures" / f"{name}.png" for name in SINGLE]
+        return [path for path in found if path.is_file()]
+    found = [folder / f"{name}.png" for name in PICTURES]
+    return [path for path in found if path.is_file()][:1]
+
+
+def command(folder: Path, first: SweepRun) -> str:
+    """Of the sweep, or of a single run, without what says where it ran."""
+    sweep = folder / "multirun.yaml"
+    overrides = first.overrides
+    if sweep.is_file():
+        overrides = OmegaConf.load(sweep).hydra.overrides.task
+    kept = [o for o in overrides if not o.startswith("trainer.accelerator=")]
+    return " ".join(["python -m vae.train -m", *kept])
 
 
 def of_group(folder: Path, group: Group, runs: dict[str, SweepRun]) -> dict[str, Any]:

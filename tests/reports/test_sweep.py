@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from vae.data.datamodule import ImageDataModule
+from vae.reports.sweep.chart import apart
 from vae.reports.sweep.groups import statistics
 from vae.reports.sweep.rate_distortion import (
     CURVE_POINTS,
@@ -309,3 +310,11 @@ def test_three_hundred_runs_are_summarised_in_fifteen_seconds(tmp_path):
     assert "300 finished" in done.stdout
     groups = list(csv.DictReader((tmp_path / "groups.csv").open()))
     assert [float(g["val/elbo mean"]) for g in groups] == [m + 2.5 for m in range(1, 51)]
+
+
+def test_labels_of_an_axis_that_would_touch_are_left_out():
+    labels = ["0.25", "0.845", "0.97", "1.4", "2"]
+    values = [float(label) for label in labels]
+    assert apart(labels, values, logarithmic=True) == ["0.25", "0.845", "", "1.4", "2"]
+    assert apart(["2", "4", "8"], [2, 4, 8], logarithmic=True) == ["2", "4", "8"]
+    assert apart(["1"], [1], logarithmic=False) == ["1"]

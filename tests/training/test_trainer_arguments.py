@@ -43,19 +43,23 @@ def modes(folder: Path, *overrides: str) -> Modes:
 # --- how long -------------------------------------------------------------------------------------
 
 
+STOPS_EARLY = [
+    "callbacks=[none,early_stopping]",
+    "callbacks.early_stopping.min_delta=100000",
+    "callbacks.early_stopping.patience=1",
+    "trainer.max_epochs=9",
+]
+
+
 def test_min_epochs_keep_early_stopping_waiting(tmp_path: Path) -> None:
-    stops = ["callbacks=[none,early_stopping]", "callbacks.early_stopping.min_delta=100000"]
-    stops += ["callbacks.early_stopping.patience=1", "trainer.max_epochs=9"]
-    soon, _ = run(tmp_path / "soon", *stops)
-    late, _ = run(tmp_path / "late", *stops, "+trainer.min_epochs=6")
+    soon, _ = run(tmp_path / "soon", *STOPS_EARLY)
+    late, _ = run(tmp_path / "late", *STOPS_EARLY, "+trainer.min_epochs=6")
     assert len(soon.batches) - 1 == 2
     assert len(late.batches) - 1 == len(read_history(tmp_path / "late")) == 6
 
 
 def test_min_steps_keep_early_stopping_waiting(tmp_path: Path) -> None:
-    stops = ["callbacks=[none,early_stopping]", "callbacks.early_stopping.min_delta=100000"]
-    stops += ["callbacks.early_stopping.patience=1", "trainer.max_epochs=9"]
-    recorder, _ = run(tmp_path, *stops, "+trainer.min_steps=37")
+    recorder, _ = run(tmp_path, *STOPS_EARLY, "+trainer.min_steps=37")
     assert recorder.steps == 37
 
 

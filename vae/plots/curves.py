@@ -11,7 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vae.plots.images import PANEL, label_tile, new_figure, plain_axes, show_picture, tile
+from vae.plots.images import (
+    PANEL,
+    label_tile,
+    new_figure,
+    plain_axes,
+    plain_ticks,
+    show_picture,
+    tile,
+)
 from vae.plots.palette import ORACLE, TRAIN, VAL
 
 Row = Mapping[str, float]  # of history.csv
@@ -157,7 +165,7 @@ def plot_drift(axes: Axes, chains: Sequence[Drift], floor: str = "") -> None:
 def readable_log_axis(axes: Axes) -> None:
     """A logarithmic y axis with plain numbers, also where it spans less than a decade or two."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    plain_ticks(axes.yaxis)
     low, high = axes.get_ylim()
     axes.set_ylim(low, min(high, MAX_DRIFT * 1.3))
     short = high < 30 * low

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-# old names, until all users import the palette
-from vae.plots.palette import COLLAPSED as COLLAPSED_COLOUR  # noqa: F401
-from vae.plots.palette import ORACLE, TRAIN, VAL  # noqa: F401
+from matplotlib.ticker import NullFormatter
 
 if TYPE_CHECKING:  # the summary of a sweep plots without waiting for torch
     from torch import Tensor
@@ -57,6 +55,13 @@ def plain_axes(axes: Axes) -> None:
     """A light grid, no frame at the top and on the right."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def plain_ticks(axis: Axis, form: str = "{x:g}") -> None:
+    """Numbers at the large ticks alone: Matplotlib's own labels of a logarithmic axis are formulas,
+    which are shown unparsed here."""
+    axis.set_major_formatter(form)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def png(figure: Figure) -> bytes:

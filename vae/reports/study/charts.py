@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
-from vae.plots.images import chart, svg
+from vae.plots.images import chart, plain_ticks, svg
 from vae.plots.palette import ORACLE, run_colour, run_dashes
 from vae.reports.study.ladder import Point
 from vae.reports.study.measures import Measure
@@ -34,9 +33,7 @@ def measure_chart(points: Sequence[Point], measure: Measure) -> str:
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     bounds(axes, points, measure)
     axes.set_xscale("log")
-    # Matplotlib's own labels are formulas, which charts leave unparsed: names may have a $.
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes.xaxis, "{x:,.0f}")
     return svg(figure)
 
 

@@ -1,14 +1,15 @@
 """The chart of a sweep: a panel for each metric over the swept setting."""
 
+import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
-from vae.plots.images import new_figure
+from vae.plots.images import new_figure, plain_ticks
 from vae.plots.palette import ORACLE, run_colour, run_dashes
 from vae.reports.sweep.groups import Group, Summary, is_real
 from vae.reports.sweep.runs import as_text
@@ -45,16 +46,35 @@ class XAxis:
             axes.set_xscale("log", base=2 if len(values) <= MAX_TICKS else 10)
         if self.numeric and len(values) > MAX_TICKS:
             axes.set_xlabel(label)
-            axes.xaxis.set_major_formatter("{x:g}")  # matplotlib's own ticks, without its TeX
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            plain_ticks(axes.xaxis)
             return
+        if not self.numeric:
+            axes.set_xlim(-0.5, len(values) - 0.5)
         ticks = values if self.numeric else range(len(values))
         step = max(1, -(-len(values) // 12))  # at most a dozen labels
         longest = max(map(len, self.labels), default=0)
-        axes.set_xticks(ticks[::step], self.labels[::step])
+        labels = (
+            apart(self.labels, values, axes.get_xscale() == "log") if self.numeric else self.labels
+        )
+        axes.set_xticks(ticks[::step], labels[::step])
         axes.tick_params(axis="x", rotation=20 if longest * len(self.labels[::step]) > 40 else 0)
         axes.minorticks_off()
         axes.set_xlabel(label)
+
+
+def apart(labels: Sequence[str], values: Sequence[float], logarithmic: bool) -> list[str]:
+    """The labels, empty where one would touch the last one shown; its tick remains."""
+    places = [math.log(value) if logarithmic else value for value in values]
+    extent = (places[-1] - places[0]) or 1.0
+    shown: list[str] = []
+    last, end = "", -math.inf
+    for label, place in zip(labels, places, strict=True):
+        room = 0.015 + 0.01 * (len(last) + len(label))  # of the panel's width
+        free = (place - end) / extent > room
+        shown.append(label if free else "")
+        if free:
+            last, end = label, place
+    return shown
 
 
 def summary_figure(summary: Summary) -> Figure:
@@ -72,10 +92,11 @@ def summary_figure(summary: Summary) -> Figure:
     if summary.scattered:  # colours would mean nothing
         groups = [replace(group, line="one setting each") for group in groups]
     lines = list(dict.fromkeys(group.line for group in groups))
+    connected = x_axis.numeric and not summary.scattered  # names have no order
     for axes, (name, title, closed_form) in zip(panels, PANELS, strict=False):
         for i, line in enumerate(lines):
             shown = [g for g in groups if g.line == line and g.mean.get(name) is not None]
-            plot_line(axes, shown, name, x_axis, i, connected=not summary.scattered)
+            plot_line(axes, shown, name, x_axis, i, connected)
         if closed_form is not None and not summary.scattered:
             plot_closed_form(axes, summary.groups, closed_form, x_axis)
         axes.set_title(title, fontsize=10)

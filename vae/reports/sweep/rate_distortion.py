@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from omegaconf import OmegaConf
 
-from vae.plots.images import chart
+from vae.plots.images import chart, plain_ticks
 from vae.plots.palette import ORACLE, run_colour
 from vae.reports.sweep.groups import Group, Summary, group
 from vae.reports.sweep.runs import SweepRun, select
@@ -61,8 +61,8 @@ def rate_distortion_figure(summary: Summary) -> Figure:
     axes.plot([], [], "o", color="grey", markerfacecolor="white", label="on test images")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes.xaxis)
     axes.legend(fontsize=9)
     return figure
 
@@ -105,18 +105,21 @@ def closed_forms(summary: Summary) -> list[tuple[Curve, Curve]]:
 
     At a weight beta of the KL and a fixed sigma the optimum is that of sigma √beta and weight 1.
     """
-    runs = [run for run in summary.of_state("finished") if effective_sigma(run) is not None]
-    spectrum = spectrum_of(runs)
+    known = [(run, effective_sigma(run)) for run in summary.of_state("finished")]
+    runs = [(run, sigma) for run, sigma in known if sigma is not None]
+    spectrum = spectrum_of([run for run, _ in runs])
     if spectrum is None:
         return []
     import torch  # nothing else in a sweep's summary needs it
 
     from vae.theory.ppca import rate_distortion
 
+    swept: dict[int, set[float]] = {}
+    for run, sigma in runs:
+        swept.setdefault(int(select(run.settings, "model.latent_dim")), set()).add(sigma)
     found = []
-    for m in sorted({int(select(run.settings, "model.latent_dim")) for run in runs}):
-        members = [run for run in runs if select(run.settings, "model.latent_dim") == m]
-        sigmas = sorted({sigma for run in members if (sigma := effective_sigma(run)) is not None})
+    for m in sorted(swept):
+        sigmas = sorted(swept[m])
         ends = [math.log(sigma) for sigma in (sigmas[0], sigmas[-1])]
         grid = torch.linspace(ends[0], ends[1], CURVE_POINTS, dtype=torch.float64).exp().tolist()
         curve, dots = (
