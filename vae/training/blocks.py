@@ -22,6 +22,7 @@ from vae.data.datamodule import ImageDataModule
 from vae.runs.errors import UserError
 from vae.training.finite import FiniteCheck
 from vae.training.module import LitVAE
+from vae.training.one_graph import loss_with_gradients
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class BlockTraining(LitVAE):
             raise UserError("learning=blocks: needs a data module of vae.data")
         data.batches_per_block = self.batches_per_block
         self.batch_size = data.batch_size
+        if self.hparams["compile"] and self.trainer.world_size == 1:
+            self.compute_loss = loss_with_gradients(self)
         if stage == "fit":
             if problems := block_problems(self.trainer):
                 raise UserError(*problems)
@@ -101,14 +104,15 @@ class BlockTraining(LitVAE):
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         batches = block.split(self.batch_size) if trainer.world_size == 1 else [block]
         for batch in batches:
-            loss = super().training_step(batch, block_idx)["loss"]
             optimizer.zero_grad()  # type: ignore[union-attr]
+            loss = super().training_step(batch, block_idx)["loss"]
             self.finite_check.on_before_backward(trainer, self, loss)
-            if trainer.world_size == 1:
-                loss.backward()
-                self.on_after_backward()
-            else:
+            if trainer.world_size > 1:
                 self.manual_backward(loss)
+            else:
+                if loss.requires_grad:  # else its gradients came with it
+                    loss.backward()
+                self.on_after_backward()
             self.finite_check.on_before_optimizer_step(trainer, self, optimizer)  # type: ignore[arg-type]
             optimizer.step()  # type: ignore[union-attr]
             self.step_schedulers("step")

@@ -44,7 +44,9 @@ class LitVAE(ConfiguredModule):
         self.save_parts(model=model, optimizer=optimizer, scheduler=scheduler, objective=objective)
         self.model: VAE = from_settings(model)
         self.objective = from_settings(objective) or ELBO()
-        self.compute_loss = torch.compile(self.loss_terms) if compile else self.loss_terms
+        self.compute_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
+            torch.compile(self.loss_terms) if compile else self.loss_terms
+        )
         self.fixed_noise = FixedNoise(self.model.latent_dim, eval_seed)
         self.train_metric = TrainMetric()
         self.terms: dict[str, Tensor] = {}  # of the latest training step, [B] each

@@ -1,0 +1,76 @@
+"""A loss and its gradients in one compiled graph."""
+
+import pytest
+import torch
+from conftest import build_model
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from vae.models import ELBO, IWAE, BetaELBO, FreeBits
+from vae.training.module import LitVAE
+from vae.training.one_graph import loss_with_gradients
+
+OBJECTIVES = [ELBO(), BetaELBO(warmup_steps=10), FreeBits(0.3), IWAE(2)]
+SMALL = ["model=deep", "model.latent_dim=3", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
+
+
+def by_autograd(task: LitVAE, *inputs) -> dict[str, torch.Tensor]:
+    task.zero_grad()
+    task.loss_terms(*inputs)[0].mean().backward()
+    return gradients(task)
+
+
+def gradients(task: LitVAE) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("likelihood", ["gaussian", "learned_sigma", "bernoulli"])
+def test_its_gradients_are_autograds(objective, likelihood: str):
+    """At each step of a schedule and for the short last batch, compiled four times at most."""
+    task = LitVAE(build_model(*SMALL, f"likelihood={likelihood}"), objective=objective)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    together = loss_with_gradients(task, backend=counter, fullgraph=True)
+    for step in range(12):
+        images = 5 if step == 1 else 8
+        x, eps = torch.rand(images, 1, 28, 28), torch.randn(objective.samples, images, 3)
+        terms, found = together(x, eps, step), gradients(task)
+        assert not any(term.requires_grad for term in terms)
+        expected = by_autograd(task, x, eps, step)
+        assert {*found} == {*expected}
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)
+        for term, same in zip(terms, task.loss_terms(x, eps, step), strict=True):
+            torch.testing.assert_close(term, same)
+    assert counter.frame_count <= 4
+
+
+def test_frozen_weights_get_no_gradient_and_statistics_of_a_batch_are_counted_once():
+    model = build_model(*SMALL)
+    model.decoder = nn.Sequential(nn.BatchNorm1d(3), model.decoder)
+    model.encoder.requires_grad_(False)
+    task = LitVAE(model)
+    torch._dynamo.reset()
+    together = loss_with_gradients(task, backend="aot_eager")
+    together(torch.rand(8, 1, 28, 28), torch.randn(1, 8, 3), 0)
+    assert {name.split(".")[1] for name in gradients(task)} == {"decoder"}
+    assert model.decoder[0].num_batches_tracked == 1
+    assert model.decoder[0].running_mean.abs().max() > 0
+
+
+def test_bfloat16_costs_no_more_than_by_autograd():
+    torch.manual_seed(0)
+    task = LitVAE(build_model(*SMALL))
+    inputs = (torch.rand(32, 1, 28, 28), torch.randn(1, 32, 3), 0)
+    exact = by_autograd(task, *inputs)
+    torch._dynamo.reset()
+    together = loss_with_gradients(task, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = by_autograd(task, *inputs)
+        together(*inputs)
+
+    def error(found: dict[str, torch.Tensor]) -> float:
+        return sum((found[n] - exact[n]).square().sum().item() for n in exact) ** 0.5
+
+    assert 0 < error(gradients(task)) < 1.5 * error(rounded)
