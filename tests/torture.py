@@ -215,7 +215,7 @@ def torture(kills: int, seed: int, folder: Path) -> int:
         )
         if not same:
             difference = (
-                [k for k, v in ending(run).items() if v != expected[k]]
+                [k for k, v in ending(run).items() if v != expected[mode][k]]
                 if again == 0
                 else log.read_text()[-900:]
             )

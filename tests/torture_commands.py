@@ -171,11 +171,12 @@ def run_ending(folder: Path) -> dict[str, Any]:
 
 
 def evaluated(folder: Path) -> dict[str, Any]:
-    found = sorted(folder.glob("*/evaluation.json"))
-    return {
-        path.parent.name: timeless(json.loads(path.read_text().replace(str(folder), "")))
-        for path in found
-    }
+    found = {}
+    for path in sorted(folder.glob("*/evaluation.json")):
+        values = timeless(json.loads(path.read_text().replace(str(folder), "")))
+        del values["checkpoint"]  # the file's digest, and a checkpoint says when it was written
+        found[path.parent.name] = values
+    return found
 
 
 def page_of(folder: Path) -> dict[str, Any]:

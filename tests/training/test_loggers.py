@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, settings
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vae.runs.errors import RunError, UserError
 from vae.runs.folder import saved_config
@@ -36,10 +37,10 @@ def run(folder: Path, epochs: int, *overrides: str) -> dict[str, float]:
 
 
 def cut_off_and_resumed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, saved: int = 4
 ) -> dict[str, float]:
     """Three epochs; the run dies after the validation of the second, before that epoch's
-    checkpoint."""
+    checkpoint. The last one is of step `saved`."""
 
     def dies(task: LitVAE) -> None:
         if task.current_epoch == 1:
@@ -49,7 +50,8 @@ def cut_off_and_resumed(
         patched.setattr(LitVAE, "on_train_epoch_end", dies)
         with pytest.raises(SystemExit):
             run(folder, 3, *overrides)
-    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+    last = folder / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == saved
     return run(folder, 3, *overrides)
 
 
@@ -78,6 +80,18 @@ def test_csv_has_every_metric_once_though_the_run_was_cut_off(
     assert float(rows[-1]["final/val/elbo"]) == metrics["val/elbo"]
     assert "model.latent_dim: 4" in (tmp_path / "cut" / "csv" / "hparams.yaml").read_text()
     assert not list(tmp_path.rglob("events*"))
+
+
+@pytest.mark.parametrize(("every", "saved"), [(0, 4), (3, 7)])
+def test_tensorboard_shows_every_metric_once_though_the_run_was_cut_off(
+    every: int, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """From the end of an epoch, or from the step before the one that was logged last."""
+    cut_off_and_resumed(tmp_path, monkeypatch, f"save_every_n_steps={every}", saved=saved)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for tag in ("train/elbo", "val/elbo"):
+        assert [point.step for point in events.Scalars(tag)] == [3, 7, 11]
 
 
 def records_with_exit(file: Path) -> list[Any]:

@@ -74,8 +74,9 @@ def arguments(node: Mapping[str, Any], folder: Path, resume: Path | None) -> dic
     run_id = read_json(folder / RUN_IDS_FILE).get(kind) if resume else None
     given: dict[str, Any] = {"save_dir": str(folder)}
     if kind == "TensorBoardLogger" and resume:
-        # points that a killed run logged after the checkpoint are not to be shown twice
-        given["purge_step"] = read_checkpoint(resume)["global_step"] + 1
+        # What a killed run logged after the checkpoint is not to be shown twice; Lightning logs the
+        # metrics of optimiser step n at n − 1.
+        given["purge_step"] = read_checkpoint(resume)["global_step"]
     elif kind == "WandbLogger":
         given |= {"name": folder.name, "id": run_id}
     elif kind == "MLFlowLogger":
