@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from hydra.core.config_store import ConfigStore
 
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 COMMANDS = ("train", "evaluate", "compare", "summary", "export")
@@ -64,6 +65,22 @@ def test_starting_a_command_imports_neither_torch_nor_lightning():
     loaded = {*done.stdout.split()}
     assert "hydra" in loaded
     assert not loaded & {"torch", "lightning", "matplotlib", "pandas", "pydantic"}
+
+
+def test_help_does_not_copy_hydras_schemas_for_each_group(monkeypatch, capsys):
+    import vae.train
+
+    copied = []
+    once = ConfigStore.__deepcopy__
+    monkeypatch.setattr(
+        ConfigStore, "__deepcopy__", lambda *a: copied.append(once(*a)) or copied[-1]
+    )
+    monkeypatch.setattr(sys, "argv", ["vae-train", "--help"])
+    with pytest.raises(SystemExit):
+        vae.train.cli()
+    assert "model: baseline, conv, deep" in capsys.readouterr().out
+    assert len(copied) > 10
+    assert all(store is ConfigStore.instance() for store in copied)
 
 
 @pytest.mark.slow

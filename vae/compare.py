@@ -6,15 +6,13 @@
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from vae import config_folder
-from vae.runs.errors import RunError, report_errors
+from vae.command import command
+from vae.runs.errors import RunError
 
 
-@hydra.main(version_base="1.3", config_path=config_folder(), config_name="compare")
-@report_errors
+@command("compare")
 def main(config: DictConfig) -> None:
     compare(config)
 

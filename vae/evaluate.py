@@ -6,15 +6,13 @@ that were judged with these settings.
 
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from vae import config_folder
-from vae.runs.errors import RunError, UserError, report_errors
+from vae.command import command
+from vae.runs.errors import RunError, UserError
 
 
-@hydra.main(version_base="1.3", config_path=config_folder(), config_name="evaluate")
-@report_errors
+@command("evaluate")
 def main(config: DictConfig) -> None:
     evaluate(config)
 

@@ -9,15 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from vae import config_folder
-from vae.runs.errors import RunError, UserError, report_errors
+from vae.command import command
+from vae.runs.errors import RunError, UserError
 
 
-@hydra.main(version_base="1.3", config_path=config_folder(), config_name="export")
-@report_errors
+@command("export")
 def main(config: DictConfig) -> None:
     export(config)
 

@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from vae import config_folder
-from vae.runs.errors import report_errors
+from vae.command import command
 
 
-@hydra.main(version_base="1.3", config_path=config_folder(), config_name="summary")
-@report_errors
+@command("summary")
 def main(config: DictConfig) -> None:
     summary(config)
 

@@ -8,18 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae import config_folder
+from vae.command import command
 from vae.multirun import job
 from vae.runs.errors import UserError, report_errors
 
 
-@hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")
-@report_errors
+@command("train")
 def main(config: DictConfig) -> float | None:
     """Returns the validation ELBO of the best checkpoint, for a sweeper to maximise."""
     hydra_config = HydraConfig.get()
