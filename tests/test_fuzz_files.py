@@ -144,7 +144,7 @@ def test_damaged_files_are_read_or_refused_in_lines(
             lines = [str(p) for p in record.get("problems", [])]
             unforeseen = [p for p in lines if p.split(":")[0].endswith("Error")]
             wrong += [f"{case}: {p}" for p in unforeseen]
-        shutil.rmtree(here)
+        shutil.rmtree(here, ignore_errors=True)  # a refused run may still be writing its events
     shown = capfd.readouterr()
     assert not wrong, "\n".join(wrong)
     assert "Traceback" not in shown.out + shown.err
