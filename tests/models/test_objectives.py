@@ -161,7 +161,10 @@ def test_a_compiled_objective_is_not_compiled_at_every_step(objective):
         *([f"objective={name}"] for name in OBJECTIVES if name != "elbo"),
         ["likelihood=bernoulli", "data.pixels=binarised", "model=deep"],
         ["likelihood=learned_sigma", "data.pixels=dequantised"],
-        ["likelihood=bernoulli", "data.pixels=binarised", "objective=iwae", "+experiment=fast"],
+        pytest.param(  # half a minute to compile
+            ["likelihood=bernoulli", "data.pixels=binarised", "objective=iwae", "+experiment=fast"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=" ".join,
 )

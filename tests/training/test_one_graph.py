@@ -25,7 +25,13 @@ def gradients(task: LitVAE) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
-@pytest.mark.parametrize("likelihood", ["gaussian", "learned_sigma", "bernoulli"])
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        "gaussian",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("learned_sigma", "bernoulli")),
+    ],
+)
 def test_its_gradients_are_autograds(objective, likelihood: str):
     """At each step of a schedule and for the short last batch, compiled four times at most."""
     task = LitVAE(build_model(*SMALL, f"likelihood={likelihood}"), objective=objective)
