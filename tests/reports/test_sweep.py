@@ -318,3 +318,4 @@ def test_labels_of_an_axis_that_would_touch_are_left_out():
     assert apart(labels, values, logarithmic=True) == ["0.25", "0.845", "", "1.4", "2"]
     assert apart(["2", "4", "8"], [2, 4, 8], logarithmic=True) == ["2", "4", "8"]
     assert apart(["1"], [1], logarithmic=False) == ["1"]
+    assert apart([], [], logarithmic=False) == []  # of a sweep in which nothing finished

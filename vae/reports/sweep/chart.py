@@ -48,16 +48,15 @@ class XAxis:
             axes.set_xlabel(label)
             plain_ticks(axes.xaxis)
             return
-        if not self.numeric:
+        if self.numeric:
+            ticks, labels = values, apart(self.labels, values, axes.get_xscale() == "log")
+        else:
+            step = max(1, -(-len(values) // 12))  # at most a dozen labels
+            ticks, labels = [*range(0, len(values), step)], self.labels[::step]
             axes.set_xlim(-0.5, len(values) - 0.5)
-        ticks = values if self.numeric else range(len(values))
-        step = max(1, -(-len(values) // 12))  # at most a dozen labels
         longest = max(map(len, self.labels), default=0)
-        labels = (
-            apart(self.labels, values, axes.get_xscale() == "log") if self.numeric else self.labels
-        )
-        axes.set_xticks(ticks[::step], labels[::step])
-        axes.tick_params(axis="x", rotation=20 if longest * len(self.labels[::step]) > 40 else 0)
+        axes.set_xticks(ticks, labels)
+        axes.tick_params(axis="x", rotation=20 if longest * len(labels) > 40 else 0)
         axes.minorticks_off()
         axes.set_xlabel(label)
 
@@ -65,7 +64,7 @@ class XAxis:
 def apart(labels: Sequence[str], values: Sequence[float], logarithmic: bool) -> list[str]:
     """The labels, empty where one would touch the last one shown; its tick remains."""
     places = [math.log(value) if logarithmic else value for value in values]
-    extent = (places[-1] - places[0]) or 1.0
+    extent = max(places, default=0.0) - min(places, default=0.0) or 1.0
     shown: list[str] = []
     last, end = "", -math.inf
     for label, place in zip(labels, places, strict=True):
