@@ -83,8 +83,6 @@ class BlockTraining(LitVAE):
             raise UserError("learning=blocks: needs a data module of vae.data")
         data.batches_per_block = self.batches_per_block
         self.batch_size = data.batch_size
-        if self.hparams["compile"] and self.trainer.world_size == 1:
-            self.compute_loss = loss_with_gradients(self)
         if stage == "fit":
             if problems := block_problems(self.trainer):
                 raise UserError(*problems)
@@ -97,6 +95,8 @@ class BlockTraining(LitVAE):
                     )
             checks = [c for c in self.trainer.callbacks if isinstance(c, FiniteCheck)]  # type: ignore[attr-defined]
             self.finite_check = checks[0] if checks else FiniteCheck()
+            if self.hparams["compile"] and self.trainer.world_size == 1:
+                self.compute_loss = loss_with_gradients(self)
 
     def training_step(self, block: Batch, block_idx: int) -> None:  # type: ignore[override]
         """One plain training step, backward pass and optimiser step for each batch of the block."""

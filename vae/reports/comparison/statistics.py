@@ -84,15 +84,16 @@ def difference(
     if estimate is None and a.se is not None and b.se is not None:
         estimate = math.hypot(a.se, b.se)
     # 2. The spread over trainings, where both have one.
-    spreads = [(max(m.sd**2, least_variance), m.trainings) for m in (a, b) if m.sd is not None]
-    of_trainings = len(spreads) == 2
-    if not of_trainings:
-        spreads = []
-        if estimate is None:
-            return Difference(mean, None, math.nan, False, counts)
+    of_trainings = a.sd is not None and b.sd is not None
+    spreads = [
+        (max(m.sd**2, least_variance), m.trainings)
+        for m in (a, b)
+        if of_trainings and m.sd is not None
+    ]
+    if estimate is None and not of_trainings:
+        return Difference(mean, None, math.nan, False, counts)
+    parts = estimate, math.sqrt(sum(v / n for v, n in spreads)) if of_trainings else None
     total, freedom = total_and_freedom((estimate or 0.0) ** 2, spreads)
-    over_trainings = math.sqrt(sum(v / n for v, n in spreads)) if of_trainings else None
-    parts = estimate, over_trainings
     # 3. How often chance alone makes one as large.
     if total == 0:
         rounding = ROUNDING * max(abs(a.mean), abs(b.mean))

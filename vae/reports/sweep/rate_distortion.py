@@ -105,8 +105,11 @@ def closed_forms(summary: Summary) -> list[tuple[Curve, Curve]]:
 
     At a weight beta of the KL and a fixed sigma the optimum is that of sigma √beta and weight 1.
     """
-    known = [(run, effective_sigma(run)) for run in summary.of_state("finished")]
-    runs = [(run, sigma) for run, sigma in known if sigma is not None]
+    runs = [
+        (run, sigma)
+        for run in summary.of_state("finished")
+        if (sigma := effective_sigma(run)) is not None
+    ]
     spectrum = spectrum_of([run for run, _ in runs])
     if spectrum is None:
         return []
