@@ -2,12 +2,15 @@
 bit."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
 import torch
-from conftest import FIGURES, NO_PICTURES, ShortRun, settings
+from conftest import FIGURES, NO_PICTURES, ROOT, ShortRun, settings
 
 from vae.data.datamodule import ImageDataModule
 from vae.theory.ppca import PPCA, Spectrum
@@ -119,6 +122,27 @@ def test_a_finished_run_keeps_its_times_when_it_is_tested_again(tmp_path: Path):
     first, again = (train(config, tmp_path) for _ in range(2))
     assert again["time/fit_seconds"] >= 0.9 * first["time/fit_seconds"]
     assert again["test/elbo"] == first["test/elbo"]
+
+
+def test_no_thread_computes_with_denormal_numbers(tmp_path: Path):
+    """With which an epoch of a linear decoder takes twice as long on many processors."""
+    arguments = ["data=digits", f"data.root={ROOT / 'data'}", "callbacks=none", "logger=none"]
+    arguments += ["trainer.max_epochs=1", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}"]
+    code = [
+        "import sys; from vae.train import cli",
+        f"sys.argv[1:] = {arguments}",
+        "cli()",
+        "import torch",
+        "print('KEPT', torch.full((2**22,), 1e-40).mul(0.5).count_nonzero().item())",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert "KEPT 0\n" in done.stdout, done.stderr
 
 
 def test_resume_works_in_the_folder_and_keeps_its_settings():

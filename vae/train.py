@@ -21,6 +21,7 @@ from vae.runs.errors import UserError, report_errors
 @command("train")
 def main(config: DictConfig) -> float | None:
     """Returns the validation ELBO of the best checkpoint, for a sweeper to maximise."""
+    flush_denormals()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     if hydra_config.mode == RunMode.MULTIRUN:
@@ -34,6 +35,18 @@ def main(config: DictConfig) -> float | None:
     except UserError:
         discard_empty_run(folder)
         raise
+
+
+def flush_denormals() -> None:
+    """Have this process round numbers below 1e-38 to zero, before torch starts its threads.
+
+    A linear decoder's weights for pixels that are black in all images shrink to such numbers, with
+    which many processors compute slowly: an epoch of the baseline took 2.5 s instead of 1.1. Set
+    for a command's process alone: a thread takes the setting of the one that started it.
+    """
+    import torch
+
+    torch.set_flush_denormal(True)
 
 
 def train(config: DictConfig, folder: Path) -> dict[str, float]:
