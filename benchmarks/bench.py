@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-EPOCHS = {"baseline": 10, "deep": 3}  # of a measurement; pictures are made once among them
+EPOCHS = {"baseline": 10, "deep": 6}  # of a measurement; pictures are made once among them
 GROWTH = {
     "data.batch_size": (32, 128, 512, 2048, 8192),
     "model.latent_dim": (2, 8, 32, 128),
@@ -396,6 +396,9 @@ def main() -> None:
         del CONTESTANTS[name]
     import torch
 
+    from vae.train import flush_denormals
+
+    flush_denormals()  # as the command does, here for all contestants
     device, rounds = arguments.device, arguments.rounds
     threads = torch.get_num_threads()
     result = {

@@ -109,6 +109,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     """
     import torch
 
+    from vae.models.vae import count_parameters
     from vae.runs import folder as runs
     from vae.runs.validation import Builder, incompatibilities
     from vae.training import loggers
@@ -141,7 +142,9 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     settings = build.config["trainer"]
     build.problems += unavailable(settings)
     settings["precision"] = resolve_precision(
-        settings.get("precision", "32-true"), settings.get("accelerator", "auto")
+        settings.get("precision", "32-true"),
+        settings.get("accelerator", "auto"),
+        count_parameters(model) if model is not None else 0,
     )
     trainer = build(
         "trainer",

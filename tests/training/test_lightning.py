@@ -16,6 +16,7 @@ from vae.data.batches import as_batch
 from vae.runs.errors import UserError
 from vae.runs.folder import BEST, LAST, load_data
 from vae.train import train
+from vae.training import devices
 from vae.training.history import read_history
 from vae.training.module import LitVAE
 
@@ -179,6 +180,24 @@ def test_precisions_train(
         "model.decoder.layers.0.bias"
     ].dtype
     assert dtype == (torch.float64 if precision == "64-true" else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "parameters", "precision", "why"),
+    [
+        (False, 1_000_000, "32-true", "no bfloat16 hardware"),
+        (True, 76_112, "32-true", "76,112 parameters gain nothing from bfloat16"),
+        (True, 1_091_920, "bf16-mixed", "the hardware computes in bfloat16"),
+    ],
+)
+def test_the_fastest_precision_depends_on_hardware_and_size(
+    monkeypatch, caplog, hardware: bool, parameters: int, precision: str, why: str
+) -> None:
+    monkeypatch.setattr(devices, "computes_in_bfloat16", lambda _: hardware)
+    with caplog.at_level("INFO"):
+        assert devices.resolve_precision("fastest", "cpu", parameters) == precision
+    assert caplog.messages == [f"trainer.precision=fastest: {precision} ({why})"]
+    assert devices.resolve_precision("64-true", "cpu", parameters) == "64-true"
 
 
 @pytest.mark.parametrize(
