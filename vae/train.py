@@ -158,6 +158,8 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     module = build("learning", model=model, **parts)
     build.problems += block_problems(trainer) if isinstance(module, BlockTraining) else []
     build.finish(folder)
+    if resume is not None:
+        runs.check_weights(module, resume)
     kept = ("model", "objective", "optimizer", "scheduler")
     module.hparams.update({name: build.config.get(name) for name in kept})
 

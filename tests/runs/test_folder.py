@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, ShortRun, settings
+from conftest import NO_PICTURES, ROOT, ShortRun, settings
 from omegaconf import OmegaConf
 
 import vae
@@ -64,6 +64,27 @@ def test_a_checkpoint_that_carries_code_runs_nothing(short_run: ShortRun, tmp_pa
     with pytest.raises(UserError, match="more than tensors"):
         vae.load_run(copy)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_a_run_with_a_checkpoint_of_other_networks_is_not_resumed(name: str, tmp_path: Path):
+    quick = [*NO_PICTURES, "logger=none", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    config = settings(*quick)
+    train(config, tmp_path / "own")
+    train(settings(*quick, "model.latent_dim=3"), tmp_path / "other")
+    checkpoint = tmp_path / "own" / "checkpoints" / name
+    checkpoint.unlink()  # the two may be one file
+    shutil.copy(tmp_path / "other" / "checkpoints" / name, checkpoint)
+    with pytest.raises(UserError, match=rf"{name} is of other networks .* must be"):
+        train(config, tmp_path / "own")
+
+
+@pytest.mark.parametrize("content", [b"[model.latent", b"\xff\xfe", b"[" * 5000, b"!!x y"])
+def test_damaged_overrides_do_not_keep_a_run_from_being_resumed(content: bytes, tmp_path: Path):
+    config = settings(*NO_PICTURES, "trainer.max_epochs=1", "trainer.accelerator=cpu")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_bytes(content)
+    assert train(config, tmp_path)["train/images"] > 0
 
 
 def test_settings_survive_the_run_folder(short_run: ShortRun):

@@ -113,17 +113,32 @@ def build_model(folder: Path, node: dict[str, Any], state: dict[str, Any], trust
 
 def check_shapes(outline: VAE, state: dict[str, Any]) -> None:
     """Raise ValueError where weights, latents or images have other shapes than the settings say."""
-    wanted = {key: tuple(value.shape) for key, value in outline.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    for key in [*wanted, *found]:
-        if wanted.get(key) != found.get(key):
-            raise ValueError(f"{key} is {found.get(key)} and must be {wanted.get(key)}")
+    if (mismatch := shape_mismatch(outline, state)) is not None:
+        raise ValueError(mismatch)
     images = outline.mean_image(torch.zeros(2, outline.latent_dim))
     if tuple(images.shape[1:]) != tuple(outline.image_shape):
         raise ValueError(f"images are {tuple(images.shape[1:])}, not {outline.image_shape}")
     q = outline.encode(torch.zeros(2, *outline.image_shape))
     if tuple(q.loc.shape) != (2, outline.latent_dim):
         raise ValueError(f"latents are {tuple(q.loc.shape[1:])}, not {outline.latent_dim}")
+
+
+def shape_mismatch(module: nn.Module, state: dict[str, Any]) -> str | None:
+    """The first weight that has another shape in `state` than in the module; None where all fit."""
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    for key in [*wanted, *found]:
+        if wanted.get(key) != found.get(key):
+            return f"{key} is {found.get(key)} and must be {wanted.get(key)}"
+    return None
+
+
+def check_weights(module: nn.Module, path: Path) -> dict[str, Any]:
+    """The checkpoint of a run, for its module; UserError where it is one of other networks."""
+    checkpoint = read_checkpoint(path)
+    if (mismatch := shape_mismatch(module, checkpoint["state_dict"])) is not None:
+        raise UserError(f"{path} is of other networks than the run's settings: {mismatch}")
+    return checkpoint
 
 
 def open_runs(

@@ -41,6 +41,7 @@ CONSTRUCTIONS = (
     "EXT2",
     "EXT4",
 )
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster in C
 MARK: Any = object()  # of the pickle machine
 MAX_BUILDS = 100  # attributes given to an object: torch does so once for each state_dict
 
@@ -80,6 +81,23 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise UserError(f"{path} holds no settings")
     return {str(key): followed(plain, [str(key)], value) for key, value in plain.items()}
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's plain content; None where it is missing, damaged or unreasonably large."""
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_SETTINGS_BYTES:
+            return None
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        return yaml.load(text, SAFE_LOADER)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+
+
+def as_texts(values: Any) -> list[str]:
+    """The entries of a list as text; none of what is no list."""
+    return [str(value) for value in values] if isinstance(values, list) else []
 
 
 def check_yaml(text: str) -> None:

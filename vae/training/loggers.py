@@ -21,13 +21,13 @@ from lightning.pytorch.loggers import (
     TensorBoardLogger,
     WandbLogger,
 )
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from vae.runs.errors import RunError, UserError, first_line
 from vae.runs.files import is_rank_zero, read_json, write_json
 from vae.runs.folder import read_checkpoint
 from vae.runs.identity import flatten
+from vae.runs.untrusted import as_texts, read_yaml
 from vae.training.dashboard import LAYOUT, compared_settings, log_hparams, log_image
 
 log = logging.getLogger(__name__)
@@ -269,5 +269,4 @@ def rows_until(path: Path, resume: Path) -> list[dict[str, Any]]:
 
 def task_overrides(folder: Path) -> list[str]:
     """The overrides of the command line that a run was started with; empty where unknown."""
-    path = folder / ".hydra" / "overrides.yaml"
-    return [str(override) for override in OmegaConf.load(path)] if path.is_file() else []
+    return as_texts(read_yaml(folder / ".hydra" / "overrides.yaml"))
