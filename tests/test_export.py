@@ -15,8 +15,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vae.export import export
+from vae.runs.checkpoints import BEST
 from vae.runs.errors import RunError, UserError
-from vae.runs.folder import BEST, load_run
+from vae.runs.folder import load_run
 from vae.runs.portable import ONNX
 
 MODELS = ("baseline", "deep", "conv", "mlp")

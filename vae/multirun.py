@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vae.runs.errors import RunError, UserError
 from vae.runs.files import (
+    SETTINGS,
     atomic_write,
     folder_lock,
     is_rank_zero,
@@ -139,7 +140,7 @@ def finished_metrics(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if metrics and isinstance(before, dict):
         other = different_results(before, settings)
         if other:
-            OmegaConf.save(OmegaConf.create(before), folder / ".hydra" / "config.yaml")
+            OmegaConf.save(OmegaConf.create(before), folder / SETTINGS)
             raise FinishedWithOtherSettings(
                 f"hydra.sweep.dir: {folder} holds a finished run with other settings of "
                 f"{', '.join(other)}; sweep into another folder"
@@ -157,7 +158,7 @@ def restore_settings(folder: Path, settings: dict[str, Any]) -> None:
     settings = before if isinstance(before, dict) else settings
     if (folder / ".hydra").is_dir():
         text = OmegaConf.to_yaml(OmegaConf.create(settings | {"resume": None}))
-        atomic_write(folder / ".hydra" / "config.yaml", text)
+        atomic_write(folder / SETTINGS, text)
 
 
 def refuse_several_devices(config: DictConfig) -> None:
@@ -184,8 +185,8 @@ class Sweep(Callback):
         refuse_unswept(config)
         folder = Path(config.hydra.run.dir)
         resumes = config.get("resume") is not None
-        if resumes and not (folder / ".hydra" / "config.yaml").is_file():
-            exit_with_usage_error(f"resume={folder} is no run folder: it has no .hydra/config.yaml")
+        if resumes and not (folder / SETTINGS).is_file():
+            exit_with_usage_error(f"resume={folder} is no run folder: it has no {SETTINGS}")
         if not resumes and is_rank_zero():
             if (folder / "metrics.json").exists():
                 exit_with_usage_error(

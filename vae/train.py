@@ -84,6 +84,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
                 partial.unlink()
             runs.write_resolved_config(config, folder)
             environment = runs.environment(config.seed, trainer.strategy.root_device)
+            environment["precision"] = trainer.precision  # which one `fastest` was
             files.write_json(folder / "environment.json", environment)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         keep_average(trainer, module, folder)
@@ -110,7 +111,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     import torch
 
     from vae.models.vae import count_parameters
-    from vae.runs import folder as runs
+    from vae.runs.checkpoints import BEST, LAST, check_weights, checkpoint_to_resume
     from vae.runs.validation import Builder, incompatibilities
     from vae.training import loggers
     from vae.training.blocks import BlockTraining, block_problems
@@ -132,10 +133,10 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     parts["scheduler"] = as_schedule(node, build.instantiate)
 
     # 2. What goes along: callbacks, the logger, signals.
-    resume = runs.checkpoint_to_resume(folder)
+    resume = checkpoint_to_resume(folder)
     chosen = loggers.build_loggers(build, folder, resume)
     logger = loggers.FaultTolerantLogger(chosen, build.config, folder, resume)
-    signals = SignalHandler(folder / runs.LAST, build.config.get("save_every_n_steps", 0))
+    signals = SignalHandler(folder / LAST, build.config.get("save_every_n_steps", 0))
     callbacks = order_callbacks(build.each("callbacks"), build.config, signals, folder)
 
     # 3. The Trainer.
@@ -159,7 +160,8 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     build.problems += block_problems(trainer) if isinstance(module, BlockTraining) else []
     build.finish(folder)
     if resume is not None:
-        runs.check_weights(module, resume)
+        for path in filter(Path.is_file, (folder / BEST, resume)):
+            check_weights(model, path)
     kept = ("model", "objective", "optimizer", "scheduler")
     module.hparams.update({name: build.config.get(name) for name in kept})
 

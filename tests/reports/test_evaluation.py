@@ -23,8 +23,9 @@ from vae.evaluate import evaluate
 from vae.models.elbo import upper_bound
 from vae.reports.comparison.selection import common_data
 from vae.reports.evaluation.table import table
+from vae.runs.checkpoints import BEST, LAST
 from vae.runs.errors import RunError, UserError
-from vae.runs.folder import BEST, LAST, load_data, load_run
+from vae.runs.folder import load_data, load_run
 from vae.theory.linear import affine_weights, linear_log_likelihood
 from vae.train import train
 

@@ -19,8 +19,10 @@ import vae
 from vae.compare import compare
 from vae.evaluate import evaluate
 from vae.export import export
+from vae.runs.checkpoints import LAST, read_checkpoint
 from vae.runs.errors import RunError, UserError
-from vae.runs.folder import LAST, SETTINGS, read_checkpoint, saved_config
+from vae.runs.files import SETTINGS
+from vae.runs.folder import saved_config
 from vae.runs.printable import csv_cell, file_name, printable
 from vae.summary import summary
 from vae.train import train
@@ -270,6 +272,11 @@ def test_a_checkpoint_is_no_larger_than_its_file(trained: Path, tmp_path: Path):
     torch.save({"vae_format": 1, "state_dict": state}, path)
     assert path.stat().st_size < 2000
     assert "model.x is larger than what the file holds" in refusal(path)
+
+    whole = torch.load(trained / LAST, weights_only=True)
+    whole["resume"]["train_sums"]["kl"] = state["model.x"]
+    torch.save(whole, path)
+    assert "kl is larger than what the file holds" in refusal(path)
 
     one = torch.zeros(1000)
     torch.save({"vae_format": 1, "state_dict": {str(i): one for i in range(100)}}, path)

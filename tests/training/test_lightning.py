@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import vae
 from vae.data.batches import as_batch
+from vae.runs.checkpoints import BEST, LAST
 from vae.runs.errors import UserError
-from vae.runs.folder import BEST, LAST, load_data
+from vae.runs.folder import load_data
 from vae.train import train
 from vae.training import devices
 from vae.training.history import read_history

@@ -9,8 +9,8 @@ from test_lightning import run
 
 from vae.data.datamodule import ImageDataModule
 from vae.models import Decoder
+from vae.runs.checkpoints import LAST
 from vae.runs.errors import UserError
-from vae.runs.folder import LAST
 from vae.train import train
 
 START = "callbacks=[none,mean_image]"

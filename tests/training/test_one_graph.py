@@ -104,3 +104,37 @@ def test_weights_are_cast_before_they_are_transposed():
 def is_transposed(node: torch.fx.Node) -> bool:
     """Whether an odd number of transpositions made it, one after the other."""
     return node.target is torch.ops.aten.t.default and not is_transposed(node.args[0])
+
+
+def test_a_layer_outside_of_autocast_stays_in_float32():
+    class InFloat32(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, z):
+            with torch.autocast("cpu", enabled=False):
+                return self.layer(z.float())
+
+    model = build_model(*SMALL)
+    model.decoder = nn.Sequential(InFloat32(), model.decoder)
+    task = LitVAE(model)
+    torch._dynamo.reset()
+    together = loss_with_gradients(task, backend="aot_eager")
+    inputs = (torch.rand(32, 1, 28, 28), torch.randn(1, 32, 3), 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = by_autograd(task, *inputs)
+        together(*inputs)
+    found = gradients(task)
+    assert {*found} == {*expected}
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0.1, atol=0.1)
+
+
+def test_layers_made_after_the_setup_are_trained():
+    task = LitVAE(build_model(*SMALL))
+    torch._dynamo.reset()
+    together = loss_with_gradients(task, backend="aot_eager")
+    task.model.decoder = nn.Sequential(nn.Linear(3, 3), task.model.decoder)  # as configure_model
+    together(torch.rand(8, 1, 28, 28), torch.randn(1, 8, 3), 0)
+    assert "model.decoder.0.weight" in gradients(task)

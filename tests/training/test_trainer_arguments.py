@@ -13,7 +13,8 @@ from lightning.pytorch.profilers import SimpleProfiler
 from test_lightning import Recorder, plain, run
 
 from vae.data.datamodule import ImageDataModule
-from vae.runs.folder import LAST, load_run
+from vae.runs.checkpoints import LAST
+from vae.runs.folder import load_run
 from vae.training.history import read_history
 
 __all__ = ["plain"]  # a fixture

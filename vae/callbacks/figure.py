@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vae.data.batches import as_batch
 from vae.plots.images import large_text, png
-from vae.runs.folder import BEST
+from vae.runs.checkpoints import BEST
 from vae.training.history import is_trial
 from vae.training.loggers import FaultTolerantLogger
 from vae.training.module import LitVAE

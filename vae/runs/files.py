@@ -14,6 +14,7 @@ from typing import Any
 from vae.runs.errors import UserError
 from vae.runs.printable import printable
 
+SETTINGS = ".hydra/config.yaml"  # of a run folder
 MAX_JSON_BYTES = 32_000_000
 
 

@@ -18,25 +18,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vae.models.vae import VAE
+from vae.runs.checkpoints import BEST, LAST, check_shapes, read_checkpoint
 from vae.runs.errors import UserError, first_line, resolved
-from vae.runs.files import atomic_write, read_metrics
+from vae.runs.files import SETTINGS, atomic_write, read_metrics
 from vae.runs.identity import may_change_on_resume
 from vae.runs.printable import printable
 from vae.runs.resumable import check_resumable, resolver_keys, use_prepared_root
 from vae.runs.signatures import node_problems
-from vae.runs.untrusted import (
-    check_checkpoint,
-    check_links,
-    check_sizes,
-    check_targets,
-    read_settings,
-)
+from vae.runs.untrusted import check_links, check_targets, read_settings
 
 log = logging.getLogger(__name__)
 
-BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-SETTINGS = ".hydra/config.yaml"
-CHECKPOINT_FORMAT = 1
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "tensorboard", "numpy")
 
 
@@ -111,36 +103,6 @@ def build_model(folder: Path, node: dict[str, Any], state: dict[str, Any], trust
     return model
 
 
-def check_shapes(outline: VAE, state: dict[str, Any]) -> None:
-    """Raise ValueError where weights, latents or images have other shapes than the settings say."""
-    if (mismatch := shape_mismatch(outline, state)) is not None:
-        raise ValueError(mismatch)
-    images = outline.mean_image(torch.zeros(2, outline.latent_dim))
-    if tuple(images.shape[1:]) != tuple(outline.image_shape):
-        raise ValueError(f"images are {tuple(images.shape[1:])}, not {outline.image_shape}")
-    q = outline.encode(torch.zeros(2, *outline.image_shape))
-    if tuple(q.loc.shape) != (2, outline.latent_dim):
-        raise ValueError(f"latents are {tuple(q.loc.shape[1:])}, not {outline.latent_dim}")
-
-
-def shape_mismatch(module: nn.Module, state: dict[str, Any]) -> str | None:
-    """The first weight that has another shape in `state` than in the module; None where all fit."""
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    for key in [*wanted, *found]:
-        if wanted.get(key) != found.get(key):
-            return f"{key} is {found.get(key)} and must be {wanted.get(key)}"
-    return None
-
-
-def check_weights(module: nn.Module, path: Path) -> dict[str, Any]:
-    """The checkpoint of a run, for its module; UserError where it is one of other networks."""
-    checkpoint = read_checkpoint(path)
-    if (mismatch := shape_mismatch(module, checkpoint["state_dict"])) is not None:
-        raise UserError(f"{path} is of other networks than the run's settings: {mismatch}")
-    return checkpoint
-
-
 def open_runs(
     setting: str,
     folders: Any,
@@ -205,28 +167,6 @@ def write_resolved_config(config: DictConfig, folder: Path) -> None:
     atomic_write(folder / SETTINGS, OmegaConf.to_yaml(plain))
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and numbers; one that carries anything else is refused, and nothing in
-    it runs."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: the run has not saved a checkpoint")
-    check_checkpoint(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is damaged or holds more than tensors and numbers") from error
-    version = checkpoint.get("vae_format") if isinstance(checkpoint, dict) else None
-    if version != CHECKPOINT_FORMAT:
-        raise UserError(
-            f"{path} has checkpoint format {version}, this version reads {CHECKPOINT_FORMAT}"
-        )
-    state = checkpoint.get("state_dict")
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{path} holds no weights")
-    check_sizes(path, state)
-    return checkpoint
-
-
 def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> DictConfig:
     """The settings of a run to resume, with the other overrides of the command line on top.
 
@@ -257,16 +197,6 @@ def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> D
     if isinstance(config.model.get("name"), str):
         config.model.name = printable(config.model.name, length=100)
     return config
-
-
-def checkpoint_to_resume(folder: Path) -> Path | None:
-    """The last checkpoint of a run that was cut off, once it has been found sound; None for a fresh
-    folder."""
-    last = folder / LAST
-    if not last.exists():
-        return None
-    read_checkpoint(last)
-    return last
 
 
 def discard_empty_run(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Files of a run folder that may come from a stranger: bounded, and nothing in them runs.
 
-What is promised stands in SECURITY.md. Everything raises UserError with one line that names the
-file.
+What is promised stands in SECURITY.md. What is refused raises UserError with one line that names
+the file.
 """
 
 import os
@@ -9,7 +9,7 @@ import pickletools
 import pydoc
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,19 +207,31 @@ def check_pickle(data: bytes) -> None:
             stack[-1] = ()
 
 
-def check_sizes(path: Path, state: Mapping[str, Any]) -> None:
-    """Raise UserError for weights that take more memory, once copied, than the file has bytes.
+def check_sizes(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Raise UserError for tensors that take more memory, once copied, than the file has bytes.
 
     One number of a file, with a stride of 0, stands for a tensor of any size.
     """
-    total = 0
-    for name, tensor in state.items():
-        size = tensor.numel() * tensor.element_size()
-        total += size
-        if size > tensor.untyped_storage().nbytes():
+    for name, tensor in tensors(checkpoint):
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(f"{path}: {printable(name)} is larger than what the file holds of it")
-    if total > path.stat().st_size:
+    weights = checkpoint["state_dict"].values()
+    if sum(w.numel() * w.element_size() for w in weights) > path.stat().st_size:
         raise UserError(f"{path}: its weights are larger than the file")
+
+
+def tensors(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every tensor within mappings and lists, with the last key that leads to it."""
+    pending: list[tuple[str, Any]] = [("", checkpoint)]
+    seen = set()  # a list may contain itself
+    while pending:
+        name, node = pending.pop()
+        if hasattr(node, "untyped_storage"):
+            yield name, node
+        elif isinstance(node, Mapping | list | tuple) and id(node) not in seen:
+            seen.add(id(node))
+            children = node.items() if isinstance(node, Mapping) else ((name, c) for c in node)
+            pending += [(str(key), child) for key, child in children]
 
 
 def check_targets(

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from vae.runs.checkpoints import CHECKPOINT_FORMAT
 from vae.runs.errors import UserError, first_line
-from vae.runs.folder import CHECKPOINT_FORMAT
 from vae.training.hyperparameters import Settings, from_settings, is_settings
 from vae.training.schedules import Schedule, as_schedule, run_length
 

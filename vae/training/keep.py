@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import BatchSizeFinder, StochasticWeightAveraging
 
-from vae.runs.folder import BEST, LAST, check_weights
+from vae.runs.checkpoints import BEST, LAST, read_checkpoint
 from vae.training.history import History, is_trial
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def load_kept(trainer: L.Trainer, module: L.LightningModule, folder: Path) -> st
     for name, words in ((BEST, "the best checkpoint"), (LAST, "the last checkpoint")):
         path = folder / name
         if path.is_file() and trainer.checkpoint_callbacks and not is_trial(trainer):
-            checkpoint = check_weights(module, path)
+            checkpoint = read_checkpoint(path)
             module.load_state_dict(checkpoint["state_dict"])
             if name == LAST:
                 log.info("nothing was validated: the last checkpoint is tested and kept")

@@ -23,9 +23,9 @@ from lightning.pytorch.loggers import (
 )
 from torch import Tensor
 
+from vae.runs.checkpoints import read_checkpoint
 from vae.runs.errors import RunError, UserError, first_line
 from vae.runs.files import is_rank_zero, read_json, write_json
-from vae.runs.folder import read_checkpoint
 from vae.runs.identity import flatten
 from vae.runs.untrusted import as_texts, read_yaml
 from vae.training.dashboard import LAYOUT, compared_settings, log_hparams, log_image

@@ -20,8 +20,9 @@ from vae.models.vae import count_parameters
 from vae.reports.comparison.limit import best_limit, best_mixing
 from vae.reports.comparison.sigma import refit
 from vae.reports.comparison.statistics import standard_error
+from vae.runs.checkpoints import BEST, LAST
 from vae.runs.files import MAX_JSON_BYTES
-from vae.runs.folder import BEST, LAST, Run
+from vae.runs.folder import Run
 from vae.runs.identity import flatten
 from vae.theory.linear import affine_weights, linear_elbo
 from vae.theory.ppca import PPCA, Spectrum, best_linear

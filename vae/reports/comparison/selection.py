@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from vae.data.datamodule import ImageDataModule
 from vae.runs.errors import UserError
+from vae.runs.files import SETTINGS
 from vae.runs.folder import Run, load_data, open_runs
 from vae.runs.identity import comparability, group_trainings, incomparable, name_runs
 
@@ -41,7 +42,7 @@ def runs_to_compare(
 
 def run_folders(folder: Path) -> list[Path]:
     """The folder itself, or the trained runs below one that is no run, 8 before 32."""
-    if (folder / ".hydra" / "config.yaml").is_file():
+    if (folder / SETTINGS).is_file():
         return [folder]
     below = folder.rglob("checkpoints/best.ckpt") if folder.is_dir() else []
     found = [path.parents[1] for path in below]

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from vae.data.datamodule import ImageDataModule
 from vae.reports.evaluation.metrics import Settings
 from vae.reports.evaluation.settings import EvaluateSettings
+from vae.runs.checkpoints import BEST, LAST
 from vae.runs.devices import accelerators, unavailable_accelerator
 from vae.runs.errors import UserError, resolved
-from vae.runs.files import read_json
-from vae.runs.folder import BEST, LAST, Run, divergence_problem, load_data, load_run
+from vae.runs.files import SETTINGS, read_json
+from vae.runs.folder import Run, divergence_problem, load_data, load_run
 from vae.runs.settings import settings_problems
 
 # Settings that no metric depends on, beyond rounding: where things lie, what computes them.
@@ -79,9 +80,9 @@ def as_list(value: Any) -> list[str]:
 
 def runs_of_sweep(folder: Path) -> list[Path]:
     """The runs below a sweep's folder, by name; none where the folder is a run itself."""
-    if (folder / ".hydra" / "config.yaml").is_file():
+    if (folder / SETTINGS).is_file():
         return []
-    return sorted(path.parents[1] for path in folder.glob("**/.hydra/config.yaml"))
+    return sorted(path.parents[1] for path in folder.glob(f"**/{SETTINGS}"))
 
 
 def sample_problems(samples: Any) -> list[str]:

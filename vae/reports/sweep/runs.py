@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from vae.runs.errors import UserError
-from vae.runs.files import is_locked, read_json, read_metrics
+from vae.runs.files import SETTINGS, is_locked, read_json, read_metrics
 from vae.runs.identity import affects_result
 from vae.runs.untrusted import as_texts, check_links, read_yaml
 
@@ -99,7 +99,7 @@ def to_frame(runs: list[SweepRun], swept: list[str]) -> pd.DataFrame:
 
 def read_runs(sweep: Path) -> list[SweepRun]:
     """Every run below the folder, by name; UserError where there is none."""
-    folders = sorted(path.parents[1] for path in sweep.glob("**/.hydra/config.yaml"))
+    folders = sorted(path.parents[1] for path in sweep.glob(f"**/{SETTINGS}"))
     if not folders:
         raise UserError(f"sweep={sweep}: no runs in it")
     return [read_run(sweep, folder) for folder in folders]
@@ -109,9 +109,9 @@ def read_run(sweep: Path, folder: Path) -> SweepRun:
     check_links(folder)
     metrics: dict[str, Any] = {**read_metrics(folder / "metrics.json")}
     job = read_json(folder / "job.json")
-    settings = read_yaml(folder / ".hydra" / "config.yaml")
+    settings = read_yaml(folder / SETTINGS)
     if not isinstance(settings, dict):
-        raise UserError(f"{folder / '.hydra' / 'config.yaml'} is not the settings of a run")
+        raise UserError(f"{folder / SETTINGS} is not the settings of a run")
     state = run_state(folder, metrics, job)
     latents = select(settings, "model.latent_dim")
     for name, collapsed in (("active", "test/collapsed"), ("oracle/active", "oracle/collapsed")):

@@ -1,0 +1,85 @@
+"""Checkpoints of a run folder: which there are, and how one is read and found to fit."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vae.models.vae import VAE
+from vae.runs.errors import UserError
+from vae.runs.untrusted import check_checkpoint, check_sizes
+
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+CHECKPOINT_FORMAT = 1
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and numbers; one that carries anything else is refused, and nothing in
+    it runs."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the run has not saved a checkpoint")
+    check_checkpoint(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is damaged or holds more than tensors and numbers") from error
+    version = checkpoint.get("vae_format") if isinstance(checkpoint, dict) else None
+    if version != CHECKPOINT_FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {version}, this version reads {CHECKPOINT_FORMAT}"
+        )
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise UserError(f"{path} holds no weights")
+    check_sizes(path, checkpoint)
+    return checkpoint
+
+
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The last checkpoint of a run that was cut off, once it has been found sound; None for a fresh
+    folder."""
+    last = folder / LAST
+    if not last.exists():
+        return None
+    read_checkpoint(last)
+    return last
+
+
+def check_weights(model: nn.Module, path: Path) -> dict[str, Any]:
+    """The checkpoint of a run with this model; UserError where it is one of another.
+
+    Its other weights, those of a learning step of one's own, may not have been made yet.
+    """
+    checkpoint = read_checkpoint(path)
+    for part in ("state_dict", "current_model_state"):  # and the weights behind an average
+        state = {
+            key.removeprefix("model."): value
+            for key, value in checkpoint.get(part, {}).items()
+            if key.startswith("model.")
+        }
+        if part in checkpoint and (mismatch := shape_mismatch(model, state)) is not None:
+            raise UserError(f"{path} is of other networks than the run's settings: {mismatch}")
+    return checkpoint
+
+
+def shape_mismatch(module: nn.Module, state: dict[str, Any]) -> str | None:
+    """The first weight that has another shape in `state` than in the module; None where all fit."""
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    for key in [*wanted, *found]:
+        if wanted.get(key) != found.get(key):
+            return f"{key} is {found.get(key)} and must be {wanted.get(key)}"
+    return None
+
+
+def check_shapes(outline: VAE, state: dict[str, Any]) -> None:
+    """Raise ValueError where weights, latents or images have other shapes than the settings say."""
+    if (mismatch := shape_mismatch(outline, state)) is not None:
+        raise ValueError(mismatch)
+    images = outline.mean_image(torch.zeros(2, outline.latent_dim))
+    if tuple(images.shape[1:]) != tuple(outline.image_shape):
+        raise ValueError(f"images are {tuple(images.shape[1:])}, not {outline.image_shape}")
+    q = outline.encode(torch.zeros(2, *outline.image_shape))
+    if tuple(q.loc.shape) != (2, outline.latent_dim):
+        raise ValueError(f"latents are {tuple(q.loc.shape[1:])}, not {outline.latent_dim}")
