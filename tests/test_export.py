@@ -21,6 +21,8 @@ from vae.runs.folder import load_run
 from vae.runs.portable import ONNX
 
 MODELS = ("baseline", "deep", "conv", "mlp")
+# each test of a second model takes five seconds
+FAST_AND_SLOW = [MODELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])]
 without_onnx = [name for name in ONNX if importlib.util.find_spec(name) is None]
 
 
@@ -45,7 +47,7 @@ def a_run(folder: Path, name: str, *overrides: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FAST_AND_SLOW)
 def test_both_networks_run_without_this_project(tmp_path, name):
     run = a_run(tmp_path / "run", name)
     found = export(settings(f"run={run}"))
@@ -89,7 +91,7 @@ def test_both_networks_run_without_this_project(tmp_path, name):
 
 
 @pytest.mark.skipif(without_onnx != [], reason="needs the extra onnx")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FAST_AND_SLOW)
 def test_onnx_gives_the_same_images(tmp_path, name):
     import onnxruntime
 

@@ -25,7 +25,11 @@ def gradients(task: LitVAE) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "objective",
+    [OBJECTIVES[0], *(pytest.param(o, marks=pytest.mark.slow) for o in OBJECTIVES[1:])],
+    ids=lambda o: type(o).__name__,
+)
 @pytest.mark.parametrize(
     "likelihood",
     [
