@@ -59,6 +59,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     from vae.reports import run_table
     from vae.runs import files
     from vae.runs import folder as runs
+    from vae.runs.checkpoints import BEST, check_weights
     from vae.theory.ppca import best_linear
     from vae.training.devices import lightning_refusals
     from vae.training.keep import keep_average, load_kept
@@ -79,6 +80,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
 
     # 3. Training.
     with files.folder_lock(folder), signals, logger_context(trainer.logger), lightning_refusals():
+        for path in filter(Path.is_file, (folder / BEST, resume) if resume else ()):
+            check_weights(model, path)
         if first and not trainer.fast_dev_run:
             for partial in folder.glob("checkpoints/.*.partial"):  # of a process that was killed
                 partial.unlink()
@@ -111,7 +114,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     import torch
 
     from vae.models.vae import count_parameters
-    from vae.runs.checkpoints import BEST, LAST, check_weights, checkpoint_to_resume
+    from vae.runs.checkpoints import LAST, checkpoint_to_resume
     from vae.runs.validation import Builder, incompatibilities
     from vae.training import loggers
     from vae.training.blocks import BlockTraining, block_problems
@@ -159,9 +162,6 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     module = build("learning", model=model, **parts)
     build.problems += block_problems(trainer) if isinstance(module, BlockTraining) else []
     build.finish(folder)
-    if resume is not None:
-        for path in filter(Path.is_file, (folder / BEST, resume)):
-            check_weights(model, path)
     kept = ("model", "objective", "optimizer", "scheduler")
     module.hparams.update({name: build.config.get(name) for name in kept})
 
