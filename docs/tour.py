@@ -1,6 +1,9 @@
-# %% [markdown] # A tour of a trained run Cells for VS Code, or for Jupyter with jupytext. As a
-# script, with the newest run where RUN is not given: `RUN=outputs/<date>/<time>-baseline python
-# docs/tour.py`. Pictures go to `tour/` in the run folder.
+# %% [markdown]
+# # A tour of a trained run
+#
+# Cells for VS Code, or for Jupyter with jupytext. As a script, with the newest run where RUN is not
+# given: `RUN=outputs/<date>/<time>-baseline python docs/tour.py`. Pictures go to `tour/` in the run
+# folder.
 
 # %% The run, its settings and its final metrics
 import os
@@ -14,7 +17,7 @@ from vae.plots.latents import collapse_figure
 from vae.theory.linear import affine_weights
 from vae.theory.ppca import best_linear
 
-folder = os.environ.get("RUN") or max(Path("outputs").glob("*/*/metrics.json")).parent
+folder = os.environ.get("RUN") or max(Path("outputs").glob("**/metrics.json")).parent
 run = vae.load_run(folder)
 model = run.model
 print(
