@@ -1,5 +1,6 @@
 """Checkpoints of a run folder: which there are, and how one is read and found to fit."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,31 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
     return last
 
 
-def check_weights(model: nn.Module, path: Path) -> dict[str, Any]:
-    """The checkpoint of a run with this model; UserError where it is one of another.
+def model_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The model's own weights among those of a LightningModule, by the names that the model has."""
+    own = {key: value for key, value in state.items() if key.startswith("model.")}
+    return {key.removeprefix("model."): value for key, value in own.items()}
 
-    Its other weights, those of a learning step of one's own, may not have been made yet.
+
+def check_weights(model: nn.Module, folder: Path) -> None:
+    """Raise UserError where a checkpoint of the folder is one of other networks than this model.
+
+    Other weights, those of a learning step of one's own, may not have been made yet.
     """
-    checkpoint = read_checkpoint(path)
-    for part in ("state_dict", "current_model_state"):  # and the weights behind an average
-        state = {
-            key.removeprefix("model."): value
-            for key, value in checkpoint.get(part, {}).items()
-            if key.startswith("model.")
-        }
-        if part in checkpoint and (mismatch := shape_mismatch(model, state)) is not None:
-            raise UserError(f"{path} is of other networks than the run's settings: {mismatch}")
-    return checkpoint
+    for path in filter(Path.is_file, (folder / BEST, folder / LAST)):
+        checkpoint = read_checkpoint(path)
+        for part in ("state_dict", "current_model_state"):  # and the weights behind an average
+            if part not in checkpoint:
+                continue
+            mismatch = shape_mismatch(model, model_state(checkpoint[part]))
+            if mismatch is not None:
+                raise UserError(f"{path} is of other networks than the run's settings: {mismatch}")
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the checkpoint that a run is judged by: its last one where it never validated."""
+    weights = folder / BEST if (folder / BEST).is_file() else folder / LAST
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def shape_mismatch(module: nn.Module, state: dict[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vae.models.vae import VAE
-from vae.runs.checkpoints import BEST, LAST, check_shapes, read_checkpoint
+from vae.runs.checkpoints import BEST, LAST, check_shapes, model_state, read_checkpoint
 from vae.runs.errors import UserError, first_line, resolved
 from vae.runs.files import SETTINGS, atomic_write, read_metrics
 from vae.runs.identity import may_change_on_resume
@@ -69,11 +69,7 @@ def load_run(
         check_targets(node, ("vae.", "torch.nn.", *allow), nn.Module, VAE)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    state = {
-        key.removeprefix("model."): value
-        for key, value in read_checkpoint(folder / checkpoint)["state_dict"].items()
-        if key.startswith("model.")
-    }
+    state = model_state(read_checkpoint(folder / checkpoint)["state_dict"])
     model = build_model(folder, node, state, bool(allow))
     model.name = printable(model.name, length=100)
     metrics = read_metrics(folder / "metrics.json")

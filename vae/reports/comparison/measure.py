@@ -1,6 +1,5 @@
 """The trainings of a comparison on the same images, latents and noise."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from vae.models.vae import count_parameters
 from vae.reports.comparison.limit import best_limit, best_mixing
 from vae.reports.comparison.sigma import refit
 from vae.reports.comparison.statistics import standard_error
-from vae.runs.checkpoints import BEST, LAST
+from vae.runs.checkpoints import weights_digest
 from vae.runs.files import MAX_JSON_BYTES
 from vae.runs.folder import Run
 from vae.runs.identity import flatten
@@ -227,9 +226,8 @@ def read_evaluation(folder: Path, notes: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         notes.append(f"evaluation.json cannot be read ({error})")
         return {}
-    weights = folder / BEST if (folder / BEST).is_file() else folder / LAST
     digest = found.get("checkpoint")
-    if digest is not None and digest != hashlib.sha256(weights.read_bytes()).hexdigest():
+    if digest is not None and digest != weights_digest(folder):
         notes.append("evaluation.json is of other weights than the checkpoint, and left out")
         return {}
     return dict(flatten(found))

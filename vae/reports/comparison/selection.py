@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vae.data.datamodule import ImageDataModule
+from vae.runs.checkpoints import BEST
 from vae.runs.errors import UserError
 from vae.runs.files import SETTINGS
 from vae.runs.folder import Run, load_data, open_runs
@@ -44,7 +45,7 @@ def run_folders(folder: Path) -> list[Path]:
     """The folder itself, or the trained runs below one that is no run, 8 before 32."""
     if (folder / SETTINGS).is_file():
         return [folder]
-    below = folder.rglob("checkpoints/best.ckpt") if folder.is_dir() else []
+    below = folder.rglob(BEST) if folder.is_dir() else []
     found = [path.parents[1] for path in below]
     return sorted(found, key=natural_order) or [folder]
 

@@ -1,6 +1,5 @@
 """Opens what an evaluation needs: its settings, the runs, their data; all problems at once."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ from omegaconf import DictConfig
 from vae.data.datamodule import ImageDataModule
 from vae.reports.evaluation.metrics import Settings
 from vae.reports.evaluation.settings import EvaluateSettings
-from vae.runs.checkpoints import BEST, LAST
+from vae.runs.checkpoints import weights_digest
 from vae.runs.devices import accelerators, unavailable_accelerator
 from vae.runs.errors import UserError, resolved
 from vae.runs.files import SETTINGS, read_json
@@ -161,9 +160,7 @@ def identity(folder: Path, settings: Settings) -> dict[str, Any]:
     """What an evaluation belongs to: the settings that its metrics depend on, and the weights."""
     kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
     kept["classifier"] = {"epochs": settings["classifier"]["epochs"]}
-    weights = BEST if (folder / BEST).is_file() else LAST  # of a run that never validated
-    digest = hashlib.sha256((folder / weights).read_bytes()).hexdigest()
-    return {"settings": json.loads(json.dumps(kept)), "checkpoint": digest}
+    return {"settings": json.loads(json.dumps(kept)), "checkpoint": weights_digest(folder)}
 
 
 def done(folder: Path, settings: Settings) -> dict[str, Any]:
