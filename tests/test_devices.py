@@ -11,9 +11,8 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
-from conftest import settings
+from conftest import composed, settings
 from emulated_gpu import DeviceMismatch, EmulatedGPU, emulated_gpu
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -301,7 +300,8 @@ ESTIMATORS = [
 
 
 @pytest.mark.parametrize(
-    "model", ["baseline", "deep", pytest.param("conv", marks=pytest.mark.slow)]
+    "model",
+    ["baseline", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deep", "conv"))],
 )
 def test_estimators_on_a_gpu_give_what_they_give_on_a_cpu(model: str, tmp_path: Path) -> None:
     """Bounds, AIS, BDMC, inference gap, refit, predictive check, chain and sample metrics."""
@@ -309,9 +309,8 @@ def test_estimators_on_a_gpu_give_what_they_give_on_a_cpu(model: str, tmp_path: 
     fitted(run, "cpu", *QUIET, f"model={model}")
     found = {}
     for accelerator in ("cpu", "gpu"):
-        with initialize_config_dir(vae.config_folder(), version_base="1.3"):
-            where = (f"accelerator={accelerator}", f"classifier.folder={tmp_path / accelerator}")
-            config = compose("evaluate", [f"run={run}", *where, *ESTIMATORS])
+        where = (f"accelerator={accelerator}", f"classifier.folder={tmp_path / accelerator}")
+        config = composed("evaluate", f"run={run}", *where, *ESTIMATORS)
         if accelerator == "gpu":
             with emulated_gpu():
                 evaluate(config)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, composed_command, settings, timeless_metrics
+from conftest import ROOT, composed, settings, timeless_metrics
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -81,9 +81,8 @@ def test_every_make_target_exists(name: str):
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != OWN])
 def test_every_command_composes(name: str):
     """Each command line is a set of overrides that Hydra takes: names, groups and grammar."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for command, overrides in commands(DOCUMENTS[name]):
-            compose(command, single_job(overrides))
+    for command, overrides in commands(DOCUMENTS[name]):
+        composed(command, *single_job(overrides))
 
 
 def test_ruff_of_pre_commit_is_the_tested_one():
@@ -170,7 +169,7 @@ def test_every_key_of_real_runs_is_documented_and_the_other_way_round(tmp_path: 
         OmegaConf.save(config, folder / ".hydra" / "config.yaml", resolve=True)
         train(config, folder)
         against = [f"against={tmp_path / 'linear'}"] if name == "learned" else []
-        evaluate(composed_command("evaluate", f"run={folder}", *small, *against))
+        evaluate(composed("evaluate", f"run={folder}", *small, *against))
         for file, found in keys.items():
             found |= {*json.loads((folder / file).read_text())}
         history |= {*read_history(folder)[0]}
@@ -262,10 +261,10 @@ def test_the_learning_step_resumes_sweeps_and_is_judged(
     cpu = [*plain, "trainer.accelerator=cpu"]
     for folder, lengths in (("whole", [4]), ("resumed", [2, 4])):
         for epochs in lengths:
-            composed = config("train", *cpu, f"trainer.max_epochs={epochs}")
+            chosen = config("train", *cpu, f"trainer.max_epochs={epochs}")
             (Path(folder) / ".hydra").mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(composed, Path(folder) / ".hydra" / "config.yaml")
-            train(composed, Path(folder))
+            OmegaConf.save(chosen, Path(folder) / ".hydra" / "config.yaml")
+            train(chosen, Path(folder))
     assert timeless_metrics(Path("whole")) == timeless_metrics(Path("resumed"))
 
     # A sweep over the new setting has a row for each of its values.

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, composed
 from conftest import settings as train_settings
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,8 +26,7 @@ without_onnx = [name for name in ONNX if importlib.util.find_spec(name) is None]
 
 
 def settings(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("export", overrides=list(overrides))
+    return composed("export", *overrides)
 
 
 def a_run(folder: Path, name: str, *overrides: str) -> Path:

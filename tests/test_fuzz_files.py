@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, settings
-from hydra import compose, initialize_config_dir
+from conftest import composed, settings
 from omegaconf import OmegaConf
 
 import vae
@@ -38,11 +37,6 @@ GARBAGE = (b"null", b"[]", b"{}", b'"x"', b"1e999", b"\xff\xfe", b"a: &b [*b]", 
 VALUES: tuple[Any, ...] = (None, True, -1, 1e308, "", "\x1b[2J", "=1+1", [], [[]], {}, {"a": {}})
 
 
-def command(name: str, *overrides: str) -> Any:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, [*overrides])
-
-
 def today() -> Any:
     config = settings(*SHORT)
     OmegaConf.update(config, "threads", 1)
@@ -60,7 +54,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         OmegaConf.save(config, run / ".hydra" / "config.yaml")
         (run / ".hydra" / "overrides.yaml").write_text(f"[model.latent_dim=2, model.name={name}]")
         assert job(train, config, run) is not None
-        evaluate(command("evaluate", f"run={run}", *JUDGED))
+        evaluate(composed("evaluate", f"run={run}", *JUDGED))
     return folder
 
 
@@ -88,14 +82,14 @@ def commands(sweep: Path, out: Path) -> dict[str, Callable[[], Any]]:
     run = sweep / "own"
     return {
         "load_run": lambda: vae.load_run(run),
-        "summary": lambda: summary(command("summary", f"sweep={sweep}")),
+        "summary": lambda: summary(composed("summary", f"sweep={sweep}")),
         "resume": lambda: train(saved_config(run, [], today()), run),
         "job": lambda: job(train, today(), run),
-        "evaluate": lambda: evaluate(command("evaluate", f"run={run}", *JUDGED)),
+        "evaluate": lambda: evaluate(composed("evaluate", f"run={run}", *JUDGED)),
         "compare": lambda: compare(
-            command("compare", f"runs=[{run},{sweep / 'other'}]", f"out={out}")
+            composed("compare", f"runs=[{run},{sweep / 'other'}]", f"out={out}")
         ),
-        "export": lambda: export(command("export", f"run={run}", f"out={out}")),
+        "export": lambda: export(composed("export", f"run={run}", f"out={out}")),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import composed_command
+from conftest import composed
 from omegaconf import OmegaConf
 
 from vae.compare import compare
@@ -70,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path
         for name, (kind, shape, val_size, epochs) in SETS.items():
             for model in ("deep", "conv"):
                 run = folder / f"{name}-{model}"
-                config = composed_command(
+                config = composed(
                     "train",
                     f"model={model}",
                     f"data._target_=shapes.{kind}",
@@ -112,7 +112,7 @@ def test_from_training_to_the_page(
         assert {"reconstructions", "prior_samples", "chain", "posterior_collapse"} <= pictures
         # The whole evaluation, samples included, agrees with what training tested.
         judged = evaluate(
-            composed_command(
+            composed(
                 "evaluate", f"run={folder}", "allow=[shapes]", "iwae.images=50", "iwae.K=[1,10]",
                 "gap.images=4", "gap.steps=30", "chain.chains=20", "chain.steps=100",
                 "samples.n=200", "ppc.images=4", "classifier.epochs=1",
@@ -123,9 +123,7 @@ def test_from_training_to_the_page(
         assert torch.isfinite(torch.tensor(judged["samples/fid"]))
     out = folders[0].parent / f"page-{name}"
     page = compare(
-        composed_command(
-            "compare", f"runs=[{folders[0]},{folders[1]}]", f"out={out}", "allow=[shapes]"
-        )
+        composed("compare", f"runs=[{folders[0]},{folders[1]}]", f"out={out}", "allow=[shapes]")
     )
     content = json.loads((out / "comparison.json").read_text())
     for width in (1300, 390):

@@ -76,6 +76,7 @@ def test_study_started_again_skips_what_is_done_and_ends_with_the_same_metrics(c
     assert json.loads((out / "study.json").read_text()) == content
 
 
+@pytest.mark.slow
 def test_lab_stops_where_a_training_fails(clone: Path):
     done = make("lab", clone, "ARGS=model.sigma=-1 data=digits")
     assert done.returncode != 0

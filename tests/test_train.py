@@ -124,6 +124,7 @@ def test_a_finished_run_keeps_its_times_when_it_is_tested_again(tmp_path: Path):
     assert again["test/elbo"] == first["test/elbo"]
 
 
+@pytest.mark.slow
 def test_no_thread_computes_with_denormal_numbers(tmp_path: Path):
     """With which an epoch of a linear decoder takes twice as long on many processors."""
     arguments = ["data=digits", f"data.root={ROOT / 'data'}", "callbacks=none", "logger=none"]

@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from conftest import ROOT, composed
 from torture import forked
 
 from vae.runs.files import is_locked
@@ -47,11 +45,6 @@ class Kind:
     start: Callable[[Path, Path], int]  # (folder, log)
     ending: Callable[[Path], dict[str, Any]]
     needs_runs: bool = False  # it works on a copy of trained runs
-
-
-def composed(command: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(command, [*overrides])
 
 
 def in_group(work: Callable[[], Any]) -> Callable[[], Any]:

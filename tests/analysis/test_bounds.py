@@ -207,7 +207,7 @@ def test_ais_of_a_non_linear_model_agrees_with_quadrature():
     assert abs((found.log_p - exact).mean().item()) < 3 * error
 
 
-@pytest.mark.parametrize("start", ["prior", "posterior"])
+@pytest.mark.parametrize("start", ["prior", pytest.param("posterior", marks=pytest.mark.slow)])
 def test_both_sides_enclose_the_exact_answer(trained, start):
     """Bidirectional Monte Carlo on images of the linear model; a short path leaves a wide gap."""
     x, z = draw_images(trained, 40, torch.Generator().manual_seed(2))

@@ -17,10 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, ShortRun, settings
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, ShortRun, composed, settings
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
 from vae.compare import compare
 from vae.data import sources
@@ -412,18 +410,16 @@ def test_a_data_set_in_a_module_of_ones_own(
         for name in ("one", "two")
     ]
 
-    def asked(command: str, *overrides: str) -> DictConfig:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose(command, [*overrides])
-
     named, out = f"runs=[{runs[0]},{runs[1]}]", f"out={tmp_path / 'page'}"
     with pytest.raises(UserError, match=r"mine\.Data is refused"):
-        evaluate(asked("evaluate", f"run={runs[0]}", "+preset=quick"))
+        evaluate(composed("evaluate", f"run={runs[0]}", "+preset=quick"))
     with pytest.raises(UserError, match=r"mine\.Data is refused"):
-        compare(asked("compare", named, out))
+        compare(composed("compare", named, out))
     small = ["allow=[mine]", "chain.chains=0", "samples.n=0", "iwae.images=0", "gap.images=0"]
-    assert evaluate(asked("evaluate", f"run={runs[0]}", *small, "ppc.images=0"))["data"] == "mine"
-    page = compare(asked("compare", named, out, "allow=[mine]"))
+    assert (
+        evaluate(composed("evaluate", f"run={runs[0]}", *small, "ppc.images=0"))["data"] == "mine"
+    )
+    page = compare(composed("compare", named, out, "allow=[mine]"))
     assert "<b>mine</b> (400 training, 100 validation, 300 test images)" in page.read_text()
 
 

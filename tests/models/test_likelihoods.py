@@ -107,6 +107,7 @@ def test_a_learned_sigma_has_the_same_gradient_either_way():
     assert one == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_learns_sigma_with_the_networks(tmp_path):
     """From far above, towards the closed form, and the ELBO stays below that of the best linear
     VAE."""

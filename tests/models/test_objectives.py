@@ -158,7 +158,13 @@ def test_a_compiled_objective_is_not_compiled_at_every_step(objective):
 @pytest.mark.parametrize(
     "overrides",
     [
-        *([f"objective={name}"] for name in OBJECTIVES if name != "elbo"),
+        ["objective=free_bits"],
+        ["objective=iwae"],
+        *(  # weights of the KL alone
+            pytest.param([f"objective={name}"], marks=pytest.mark.slow)
+            for name in OBJECTIVES
+            if name not in ("elbo", "free_bits", "iwae")
+        ),
         ["likelihood=bernoulli", "data.pixels=binarised", "model=deep"],
         ["likelihood=learned_sigma", "data.pixels=dequantised"],
         pytest.param(  # half a minute to compile

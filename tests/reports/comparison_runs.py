@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from conftest import composed
+from omegaconf import OmegaConf
 
 from vae.reports.comparison.entries import Entry, measure_entries
 from vae.reports.comparison.measure import Training
@@ -30,11 +30,6 @@ EVALUATION = {
 }
 
 
-def settings(name: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
-
-
 def make_run(folder: Path, name: str | None = None, *overrides: str) -> Path:
     """A real run of ten epochs on the 400 digits, with its settings where load_run reads them."""
     pictures = [
@@ -48,7 +43,7 @@ def make_run(folder: Path, name: str | None = None, *overrides: str) -> Path:
         "trainer.max_epochs=10",
         "data.batch_size=32",
     ]
-    config = settings("train", *quick, *pictures, *overrides)
+    config = composed("train", *quick, *pictures, *overrides)
     config.logger = None
     if name is not None:
         config.model.name = name

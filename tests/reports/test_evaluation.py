@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import at_optimum
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from conftest import at_optimum, composed
+from omegaconf import OmegaConf
 
 from vae.compare import compare
 from vae.data.batches import as_images
@@ -52,14 +51,9 @@ PICTURES = (
 )
 
 
-def settings(name: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose(name, overrides=list(overrides))
-
-
 def trained(folder: Path, *overrides: str) -> Path:
     off = [f"callbacks.{picture}=null" for picture in PICTURES]
-    config = settings("train", "data=digits", "trainer.accelerator=cpu", *off, *overrides)
+    config = composed("train", "data=digits", "trainer.accelerator=cpu", *off, *overrides)
     (folder / ".hydra").mkdir(parents=True)
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
     train(config, folder)
@@ -89,7 +83,7 @@ def judged(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     more = [*SMALL, cache, "ais.images=20", "ais.distributions=30"]
     more += ["bdmc.images=6", "bdmc.distributions=40"]
     for name, extra in (("baseline", []), ("deep", [f"against={runs['baseline']}"])):
-        evaluate(settings("evaluate", f"run={runs[name]}", "accelerator=cpu", *more, *extra))
+        evaluate(composed("evaluate", f"run={runs[name]}", "accelerator=cpu", *more, *extra))
     return {name: json.loads((run / "evaluation.json").read_text()) for name, run in runs.items()}
 
 
@@ -112,7 +106,7 @@ def near_optimum(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         "ais.distributions=30",
         "samples.n=0",
     ]
-    return evaluate(settings("evaluate", f"run={run}", "accelerator=cpu", *more))
+    return evaluate(composed("evaluate", f"run={run}", "accelerator=cpu", *more))
 
 
 def copy_of(run: Path, to: Path) -> Path:
@@ -164,7 +158,7 @@ def test_paired_differences_are_differences_of_the_same_images(judged):
 def test_a_run_against_itself_differs_by_nothing(runs, judged, tmp_path):
     run = copy_of(runs["baseline"], tmp_path / "run")
     off = OFF
-    f = evaluate(settings("evaluate", f"run={run}", f"against={runs['baseline']}", *off))
+    f = evaluate(composed("evaluate", f"run={run}", f"against={runs['baseline']}", *off))
     assert f["against/test/elbo"] == f["against/test/elbo_se"] == f["against/exact/log_p"] == 0
     off = ("iwae/", "gap/", "bdmc/", "ppc/", "chain/", "samples/", "classifier/")
     assert not any(key.startswith(off) for key in f)
@@ -246,7 +240,7 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
         return load_data(config, *rest)
 
     monkeypatch.setattr("vae.reports.evaluation.load.load_data", load_once)
-    first = evaluate(settings("evaluate", f"runs={sweep}", *OFF))
+    first = evaluate(composed("evaluate", f"runs={sweep}", *OFF))
     assert list(first) == [str(sweep / "baseline"), str(sweep / "deep")]
     assert len(loaded) == 1  # both were trained on the same
     shown = capsys.readouterr().out
@@ -257,7 +251,7 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
     stamps = {path: path.stat().st_mtime_ns for path in sweep.glob("*/evaluation.json")}
     assert len(stamps) == 2
     # 1. Again: nothing is measured
-    again = evaluate(settings("evaluate", f"runs=[{sweep / 'deep'},{sweep / 'baseline'}]", *OFF))
+    again = evaluate(composed("evaluate", f"runs=[{sweep / 'deep'},{sweep / 'baseline'}]", *OFF))
     assert capsys.readouterr().out.count("done before") == 2
     assert again[str(sweep / "deep")]["test/elbo"] == first[str(sweep / "deep")]["test/elbo"]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -266,9 +260,9 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
     checkpoint = torch.load(sweep / "deep" / BEST, weights_only=True)
     checkpoint["state_dict"]["model.decoder.layers.2.bias"] += 0.01
     torch.save(checkpoint, sweep / "deep" / BEST)
-    evaluate(settings("evaluate", f"runs={sweep}", *OFF))
+    evaluate(composed("evaluate", f"runs={sweep}", *OFF))
     assert capsys.readouterr().out.count("done before") == 1
-    evaluate(settings("evaluate", f"runs={sweep}", *OFF, "seed=1"))
+    evaluate(composed("evaluate", f"runs={sweep}", *OFF, "seed=1"))
     assert capsys.readouterr().out.count("done before") == 0
 
 
@@ -279,7 +273,7 @@ def test_a_run_that_fails_does_not_stop_the_others(runs, tmp_path, monkeypatch, 
     config = tmp_path / "baseline" / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("name: digits", "name: letters"))
     with pytest.raises(RunError, match=r"1 of 2 failed: .*baseline"):
-        evaluate(settings("evaluate", f"runs={tmp_path}", *OFF))
+        evaluate(composed("evaluate", f"runs={tmp_path}", *OFF))
     assert "test/elbo" in json.loads((tmp_path / "deep" / "evaluation.json").read_text())
     assert not (tmp_path / "baseline" / "evaluation.json").exists()
 
@@ -291,7 +285,7 @@ def test_any_number_of_latents_is_judged(tmp_path, m):
     run = trained(tmp_path / "run", "model=deep", f"model.latent_dim={m}", *small)
     few = ["gap.images=4", "gap.K=20", "gap.steps=20", "ppc.images=3", "bdmc.images=3"]
     off = ["chain.chains=0", "samples.n=0", "bdmc.distributions=10"]
-    f = evaluate(settings("evaluate", f"run={run}", *SMALL, *few, *off))
+    f = evaluate(composed("evaluate", f"run={run}", *SMALL, *few, *off))
     assert f["gap/elbo"] < f["gap/log_p"]
     assert f["test/elbo"] < f["bound/log_p"] < upper_bound(784, 0.25)
     assert f["bdmc/lower"] < f["bdmc/upper"] + 1
@@ -341,7 +335,7 @@ def test_evaluation_repeats_and_its_parts_do_not_disturb_each_other(runs, judged
     run = copy_of(runs["deep"], tmp_path / "run")
     torch.manual_seed(99)
     f = evaluate(
-        settings("evaluate", f"run={run}", *SMALL, "samples.n=0", f"classifier.folder={tmp_path}")
+        composed("evaluate", f"run={run}", *SMALL, "samples.n=0", f"classifier.folder={tmp_path}")
     )
     for key in (
         "test/elbo",
@@ -365,7 +359,7 @@ def test_a_chain_that_explodes_is_reported(runs, tmp_path):
         "iwae.images=0",
         f"classifier.folder={tmp_path}",
     ]
-    f = evaluate(settings("evaluate", f"run={run}", *few))
+    f = evaluate(composed("evaluate", f"run={run}", *few))
     assert f["chain/spectral_radius"] > 1
     assert f["chain/finite"] == 0
     assert 0 < f["chain/finite_steps"] < 400
@@ -379,7 +373,7 @@ def test_a_chain_that_explodes_is_reported(runs, tmp_path):
 
 def refused(*overrides: str) -> list[str]:
     with pytest.raises(UserError) as caught:
-        evaluate(settings("evaluate", *overrides))
+        evaluate(composed("evaluate", *overrides))
     return list(caught.value.problems)
 
 
@@ -469,7 +463,7 @@ def test_a_failure_on_the_way_overwrites_nothing(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr("vae.reports.evaluation.measure.samples", broken)
     with pytest.raises(MemoryError):
-        evaluate(settings("evaluate", f"run={run}", *SMALL, f"classifier.folder={tmp_path}"))
+        evaluate(composed("evaluate", f"run={run}", *SMALL, f"classifier.folder={tmp_path}"))
     assert (run / "evaluation.json").read_text() == '{"kept": 1}'
 
 
@@ -483,7 +477,7 @@ def test_a_full_disk_is_reported_after_the_metrics(runs, tmp_path, monkeypatch, 
     with pytest.raises(
         RunError, match=r"evaluation.json cannot be written \(No space left on device\)"
     ):
-        evaluate(settings("evaluate", f"run={run}", *OFF))
+        evaluate(composed("evaluate", f"run={run}", *OFF))
     assert "ELBO" in capsys.readouterr().out
     assert (run / "evaluation.json").read_text() == '{"kept": 1}'
 
@@ -583,7 +577,7 @@ def test_other_likelihoods_are_judged_by_the_same_code(
         "ais.images=10",
         "ais.distributions=30",
     ]
-    metrics = evaluate(settings("evaluate", f"run={others[name]}", "samples.kind=noisy", *options))
+    metrics = evaluate(composed("evaluate", f"run={others[name]}", "samples.kind=noisy", *options))
     training_metrics = json.loads((others[name] / "metrics.json").read_text())
     assert metrics["test/elbo"] == pytest.approx(training_metrics["test/elbo"], abs=1e-2)
     assert metrics["iwae/K=1"] < metrics["iwae/K=100"]
@@ -609,7 +603,7 @@ def test_runs_on_other_pixels_are_not_paired(others: dict[str, Path]):
         UserError,
         match=r"digits, dequantised pixels, by density.*digits, binarised pixels, by prob",
     ):
-        evaluate(settings("evaluate", f"run={others['bernoulli']}", f"against={others['learned']}"))
+        evaluate(composed("evaluate", f"run={others['bernoulli']}", f"against={others['learned']}"))
     with pytest.raises(UserError, match=r"data\.pixels is binarised"):
         common_data([load_run(run) for run in others.values()])
 
@@ -618,7 +612,7 @@ def test_runs_of_other_likelihoods_compare_on_one_page(others: dict[str, Path], 
     """No closed form, no sigma: the page says nothing of either."""
     copy_of(others["bernoulli"], tmp_path / "copy")
     folders = f"runs=[{others['bernoulli']},{tmp_path / 'copy'}]"
-    page = compare(settings("compare", folders, f"out={tmp_path / 'out'}")).read_text()
+    page = compare(composed("compare", folders, f"out={tmp_path / 'out'}")).read_text()
     assert "Bernoulli" in page
     assert "linear pair" not in page
     assert "oracle" not in (tmp_path / "out" / "comparison.json").read_text()

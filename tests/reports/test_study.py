@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, composed_command, run_vae
+from conftest import ROOT, composed, run_vae, settings
 from study_points import around, compared, grid, point
-from test_sweep import composed, write_run
+from test_sweep import write_run
 
 from vae.compare import compare
 from vae.evaluate import evaluate
@@ -187,7 +187,7 @@ def write_study(folder: Path, runs: list[list[str]]) -> Path:
     """Finished runs with these overrides, without networks."""
     for i, overrides in enumerate(runs):
         run = folder / str(i)
-        write_run(run, composed(*overrides), overrides, 100.0 + i)
+        write_run(run, settings(*overrides), overrides, 100.0 + i)
         sizes = {"model/encoder_parameters": 1000 * (i + 1), "model/decoder_parameters": 1}
         metrics = json.loads((run / "metrics.json").read_text()) | sizes
         (run / "metrics.json").write_text(json.dumps(metrics))
@@ -246,11 +246,9 @@ def test_a_tiny_study_from_command_to_page(tmp_path: Path, open_page):
     assert done.returncode == 0, done.stderr
     quick = ["iwae.images=0", "chain.chains=20", "chain.steps=100", "samples.n=100"]
     quick += ["gap.images=4", "gap.steps=20", "gap.K=10", "ppc.images=0", "classifier.epochs=1"]
-    evaluate(composed_command("evaluate", f"runs={tmp_path / 's'}", *quick))
+    evaluate(composed("evaluate", f"runs={tmp_path / 's'}", *quick))
     page = compare(
-        composed_command(
-            "compare", f"runs={tmp_path / 's'}", "page=study", f"out={tmp_path / 'out'}"
-        )
+        composed("compare", f"runs={tmp_path / 's'}", "page=study", f"out={tmp_path / 'out'}")
     )
     content = json.loads((tmp_path / "out" / "study.json").read_text())
     assert [p["name"] for p in content["points"]] == ["linear", "1 × 64", "2 × 64"]
@@ -275,7 +273,7 @@ def test_every_model_of_the_ladder_has_its_size():
     names = re.findall(r"mlp_\dx\d+", (ROOT / "conf/experiment/complexity.yaml").read_text())
     assert sorted(names) == sorted(f"mlp_{d}x{w}" for d in (1, 2, 3) for w in (64, 256, 1024))
     for name in names:
-        config = composed(f"model={name}")
+        config = settings(f"model={name}")
         depth, width = map(int, name.removeprefix("mlp_").split("x"))
         assert (config.model.depth, config.model.width) == (depth, width)
         for part in (config.model.encoder, config.model.decoder):

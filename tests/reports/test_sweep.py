@@ -1,8 +1,6 @@
 """The summary of a sweep: groups, their statistics, table, CSV, JSON and chart."""
 
-import copy
 import csv
-import functools
 import json
 import math
 import time
@@ -33,11 +31,6 @@ from vae.runs.files import folder_lock
 from vae.theory.ppca import PPCA
 
 
-@functools.cache
-def composed(*overrides: str) -> DictConfig:
-    return settings(*overrides)
-
-
 def write_run(folder: Path, config: DictConfig, overrides: list[str], elbo: float | None) -> None:
     """A finished run of these settings; its test ELBO is twice its validation ELBO."""
     (folder / ".hydra").mkdir(parents=True)
@@ -54,7 +47,7 @@ def write_run(folder: Path, config: DictConfig, overrides: list[str], elbo: floa
 def made_up(sweep: Path, elbo: float | None, *overrides: str) -> Path:
     """A finished run of the settings that these overrides compose."""
     folder = sweep / ",".join(overrides).replace("/", "_")
-    write_run(folder, composed(*overrides), [*overrides], elbo)
+    write_run(folder, settings(*overrides), [*overrides], elbo)
     return folder
 
 
@@ -193,9 +186,9 @@ def test_settings_that_no_result_depends_on_do_not_part_seeds(tmp_path):
 
 def test_single_runs_side_by_side_without_overrides(tmp_path):
     for name, model in (("a", "baseline"), ("b", "deep")):
-        write_run(tmp_path / name, composed(f"model={model}"), [], 4.0)
+        write_run(tmp_path / name, settings(f"model={model}"), [], 4.0)
     assert groups_of(tmp_path) == {("", "baseline"): 4.0, ("", "deep"): 4.0}
-    write_run(tmp_path / "c", composed("model=deep", "optimizer.lr=0.1"), [], 5.0)
+    write_run(tmp_path / "c", settings("model=deep", "optimizer.lr=0.1"), [], 5.0)
     names = {group.line: group.mean["val/elbo"] for group in summarise(tmp_path).groups}
     assert names == {"baseline, lr=0.001": 4.0, "deep, lr=0.001": 4.0, "deep, lr=0.1": 5.0}
 
@@ -297,7 +290,7 @@ def test_statistics_of_one_and_of_missing_values():
 
 @pytest.mark.slow
 def test_three_hundred_runs_are_summarised_in_fifteen_seconds(tmp_path):
-    config = copy.deepcopy(composed("model=deep"))
+    config = settings("model=deep")
     for m in range(1, 51):
         for seed in range(6):
             config.model.latent_dim, config.seed = m, seed

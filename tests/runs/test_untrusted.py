@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, settings
-from hydra import compose, initialize_config_dir
+from conftest import composed, settings
 from omegaconf import OmegaConf
 
 import vae
@@ -56,11 +55,6 @@ def change(run: Path, **changed: Any) -> None:
     (run / SETTINGS).write_text(OmegaConf.to_yaml(config))
 
 
-def command(name: str, *overrides: str) -> Any:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, list(overrides))
-
-
 def each_command(sweep: Path, out: Path) -> dict[str, Callable[[], Any]]:
     """Everything that opens the run folder `stranger`, each as a call."""
     run = sweep / "stranger"
@@ -70,12 +64,14 @@ def each_command(sweep: Path, out: Path) -> dict[str, Callable[[], Any]]:
 
     return {
         "load_run": lambda: vae.load_run(run),
-        "evaluate": lambda: evaluate(command("evaluate", f"run={run}", "accelerator=cpu", *JUDGED)),
-        "compare": lambda: compare(
-            command("compare", f"runs=[{sweep / 'own'},{run}]", f"out={out / 'page'}")
+        "evaluate": lambda: evaluate(
+            composed("evaluate", f"run={run}", "accelerator=cpu", *JUDGED)
         ),
-        "summary": lambda: summary(command("summary", f"sweep={sweep}")),
-        "export": lambda: export(command("export", f"run={run}", f"out={out / 'export'}")),
+        "compare": lambda: compare(
+            composed("compare", f"runs=[{sweep / 'own'},{run}]", f"out={out / 'page'}")
+        ),
+        "summary": lambda: summary(composed("summary", f"sweep={sweep}")),
+        "export": lambda: export(composed("export", f"run={run}", f"out={out / 'export'}")),
         "resume": resume,
     }
 

@@ -115,6 +115,7 @@ def test_no_limit_where_the_chain_runs_away(digits):
     assert stationary_law(model, affine_weights(model)) is None
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_where_the_law_is_right():
     """Also with few draws a latent, thanks to Bartlett's correction; and near 0 where the law is
     wrong."""

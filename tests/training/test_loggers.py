@@ -82,7 +82,7 @@ def test_csv_has_every_metric_once_though_the_run_was_cut_off(
     assert not list(tmp_path.rglob("events*"))
 
 
-@pytest.mark.parametrize(("every", "saved"), [(0, 4), (3, 7)])
+@pytest.mark.parametrize(("every", "saved"), [(0, 4), pytest.param(3, 7, marks=pytest.mark.slow)])
 def test_tensorboard_shows_every_metric_once_though_the_run_was_cut_off(
     every: int, saved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
