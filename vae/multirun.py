@@ -32,6 +32,7 @@ from vae.runs.files import (
 )
 from vae.runs.gpu import one_gpu
 from vae.runs.identity import different_results
+from vae.runs.keys import split_override
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +264,7 @@ class Sweep(Callback):
 def refuse_unswept(config: DictConfig) -> None:
     """An experiment made for a multirun lists what it sweeps in hydra.sweeper.params."""
     params = (config.hydra.get("sweeper") or {}).get("params") or {}
-    given = {override.lstrip("+~").split("=")[0] for override in config.hydra.overrides.task}
+    given = {split_override(override)[0] for override in config.hydra.overrides.task}
     swept = [f"{key}={value}" for key, value in params.items() if key not in given]
     if swept:
         exit_with_usage_error(

@@ -49,6 +49,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def runs_below(folder: Path) -> list[Path]:
+    """The run folders in a folder, at any depth, sorted; the folder itself where it is one."""
+    return sorted(path.parents[1] for path in folder.glob(f"**/{SETTINGS}"))
+
+
 def read_metrics(path: Path) -> dict[str, float | None]:
     """The numbers of a JSON file by their keys; None for those that are not finite.
 

@@ -22,6 +22,7 @@ from vae.runs.checkpoints import BEST, LAST, check_shapes, model_state, read_che
 from vae.runs.errors import UserError, first_line, resolved
 from vae.runs.files import SETTINGS, atomic_write, read_metrics
 from vae.runs.identity import may_change_on_resume
+from vae.runs.keys import split_override
 from vae.runs.printable import printable
 from vae.runs.resumable import check_resumable, resolver_keys, use_prepared_root
 from vae.runs.signatures import node_problems
@@ -170,7 +171,7 @@ def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> D
     overrides, and of whole keys that came with a later version than the run's.
     """
     saved = read_config(folder)
-    changes = {o: o.lstrip("+~").split("=")[0] for o in overrides if not o.startswith("resume=")}
+    changes = {o: split_override(o)[0] for o in overrides if not o.startswith("resume=")}
     fixed = [o for o, key in changes.items() if not may_change_on_resume(key)]
     refused = [f"{o} cannot be changed while resuming {folder}" for o in fixed]
     groups = [

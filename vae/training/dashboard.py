@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vae.runs.identity import affects_result, observes
+from vae.runs.keys import select, split_override
 
 # Charts of the CUSTOM SCALARS tab: train and validation in one each.
 LAYOUT = {
@@ -105,7 +106,7 @@ def compared_settings(config: Mapping[str, Any], overrides: list[str]) -> dict[s
     found = {name: described(select(config, key)) for name, key in columns.items()}
     acting = [c for c in (config.get("callbacks") or {}).values() if not observes(c)]
     found["callbacks"] = ", ".join(str(described(callback)) for callback in acting)
-    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    keys = {override: split_override(override)[0] for override in overrides}
     elsewhere = (*columns.values(), *config)  # a key of the top level is a group's choice
     found["overrides"] = " ".join(
         override
@@ -115,13 +116,6 @@ def compared_settings(config: Mapping[str, Any], overrides: list[str]) -> dict[s
         and not key.startswith(("hydra.", "hydra/", "callbacks."))
     )
     return {name: value for name, value in found.items() if value not in (None, "")}
-
-
-def select(config: Any, key: str) -> Any:
-    """The value of a dotted key, None where there is none."""
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, Mapping) else None
-    return config
 
 
 def described(value: Any) -> str | float | None:

@@ -13,7 +13,7 @@ from vae.reports.evaluation.settings import EvaluateSettings
 from vae.runs.checkpoints import weights_digest
 from vae.runs.devices import accelerators, unavailable_accelerator
 from vae.runs.errors import UserError, resolved
-from vae.runs.files import SETTINGS, read_json
+from vae.runs.files import SETTINGS, read_json, runs_below
 from vae.runs.folder import Run, divergence_problem, load_data, load_run
 from vae.runs.settings import settings_problems
 
@@ -81,7 +81,7 @@ def runs_of_sweep(folder: Path) -> list[Path]:
     """The runs below a sweep's folder, by name; none where the folder is a run itself."""
     if (folder / SETTINGS).is_file():
         return []
-    return sorted(path.parents[1] for path in folder.glob(f"**/{SETTINGS}"))
+    return runs_below(folder)
 
 
 def sample_problems(samples: Any) -> list[str]:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from vae.reports.comparison.selection import run_folders
 from vae.reports.comparison.statistics import Measured
-from vae.reports.sweep.runs import SweepRun, read_run, select
+from vae.reports.sweep.runs import SweepRun, read_run
 from vae.runs.errors import UserError
 from vae.runs.files import read_json
+from vae.runs.keys import select
 
 # What all runs of a study have in common, but for their networks.
 ALIKE = (

@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from vae.plots.images import chart, plain_ticks
 from vae.plots.palette import ORACLE, run_colour
 from vae.reports.sweep.groups import Group, Summary, group
-from vae.reports.sweep.runs import SweepRun, select
+from vae.reports.sweep.runs import SweepRun
 from vae.runs.errors import RunError, UserError
+from vae.runs.keys import select
 
 if TYPE_CHECKING:
     from vae.theory.ppca import Spectrum

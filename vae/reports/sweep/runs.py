@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from vae.runs.errors import UserError
-from vae.runs.files import SETTINGS, is_locked, read_json, read_metrics
+from vae.runs.files import SETTINGS, is_locked, read_json, read_metrics, runs_below
 from vae.runs.identity import affects_result
+from vae.runs.keys import select, split_override
 from vae.runs.untrusted import as_texts, check_links, read_yaml
 
 SEED = "seed"
@@ -99,7 +100,7 @@ def to_frame(runs: list[SweepRun], swept: list[str]) -> pd.DataFrame:
 
 def read_runs(sweep: Path) -> list[SweepRun]:
     """Every run below the folder, by name; UserError where there is none."""
-    folders = sorted(path.parents[1] for path in sweep.glob(f"**/{SETTINGS}"))
+    folders = runs_below(sweep)
     if not folders:
         raise UserError(f"sweep={sweep}: no runs in it")
     return [read_run(sweep, folder) for folder in folders]
@@ -182,13 +183,6 @@ def swept_keys(runs: list[SweepRun]) -> list[str]:
     return swept
 
 
-def select(settings: Any, key: str) -> Any:
-    """A setting by its dotted key; None where there is none."""
-    for part in key.split("."):
-        settings = settings.get(part) if isinstance(settings, dict) else None
-    return settings
-
-
 def as_text(value: Any) -> str:
     """A setting's value as an override writes it."""
     if isinstance(value, list):
@@ -199,8 +193,3 @@ def as_text(value: Any) -> str:
 def plain(value: Any) -> Any:
     """A value that fits a column of a table: a list as its text."""
     return as_text(value) if isinstance(value, list) else value
-
-
-def split_override(override: str) -> tuple[str, str]:
-    key, _, value = override.lstrip("+~").partition("=")
-    return key, value
