@@ -62,6 +62,11 @@ def each_command(sweep: Path, out: Path) -> dict[str, Callable[[], Any]]:
     def resume() -> None:
         train(saved_config(run, [], settings(*QUICK, *SMALL)), run)
 
+    def summed_up() -> None:
+        config = composed("summary")
+        config.sweep = str(sweep)
+        summary(config)
+
     return {
         "load_run": lambda: vae.load_run(run),
         "evaluate": lambda: evaluate(
@@ -70,7 +75,7 @@ def each_command(sweep: Path, out: Path) -> dict[str, Callable[[], Any]]:
         "compare": lambda: compare(
             composed("compare", f"runs=[{sweep / 'own'},{run}]", f"out={out / 'page'}")
         ),
-        "summary": lambda: summary(composed("summary", f"sweep={sweep}")),
+        "summary": summed_up,
         "export": lambda: export(composed("export", f"run={run}", f"out={out / 'export'}")),
         "resume": resume,
     }

@@ -135,7 +135,7 @@ def state(judgements: Sequence[Judgement]) -> list[str]:
     undecided = [each for each in judgements if each.winner is None]
     if undecided:
         start = (
-            "Within their errors, so not decided, are"
+            "Not told apart beyond the error:"
             if winners
             else ("No measure tells the samples apart beyond its error:")
         )

@@ -171,7 +171,7 @@ def linear_sentences(shown: Sequence[Entry]) -> list[str]:
             sentences.append(
                 f"The best linear encoder and decoder with latent_dim {m} and a free sigma has "
                 f"{entry.mean('refit/oracle_test_elbo'):.1f} on test images, at sigma "
-                f"{entry.mean('refit/oracle_sigma'):.6f} (closed form, best on training images)."
+                f"{entry.mean('refit/oracle_sigma'):.4f} (closed form, best on training images)."
             )
     return sentences
 
