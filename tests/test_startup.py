@@ -54,3 +54,8 @@ def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
     )
     assert imported(call) <= NEEDED
     assert (tmp_path / "run" / "environment.json").is_file()  # it came as far as fitting
+
+
+def test_what_a_sweep_that_is_cut_short_lists_is_light() -> None:
+    """It is read as Python ends, when threads, and so pandas, can no longer be imported."""
+    assert "pandas" not in imported("import vae.reports.sweep.runs")

@@ -11,8 +11,10 @@ import imageio.v3 as iio
 import pytest
 import torch
 from conftest import FIGURES, NO_PICTURES, ROOT, ShortRun, settings
+from hydra import compose, initialize_config_dir
 
 from vae.data.datamodule import ImageDataModule
+from vae.runs.errors import UserError
 from vae.theory.ppca import PPCA, Spectrum
 from vae.train import resumed, train
 
@@ -154,6 +156,17 @@ def test_resume_works_in_the_folder_and_keeps_its_settings():
         "hydra.output_subdir=null",
     ]
     assert resumed(["model=deep"]) == ["model=deep"]
+    with pytest.raises(UserError, match=r"hydra\.run\.dir=c: resume=a/b works in the run's own"):
+        resumed(["resume=a/b", "hydra.run.dir=c"])
+
+
+@pytest.mark.parametrize("name", ["stdout", "disabled", "none", "default", "messages"])
+def test_hydras_own_ways_of_logging_are_whole(name: str):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", [f"hydra/job_logging={name}"], return_hydra_config=True)
+    handlers = config.hydra.job_logging.get("handlers", {})
+    assert all("class" in handler for handler in handlers.values())
+    assert handlers.get("file", {}).get("delay", False) == (name == "messages")
 
 
 @pytest.mark.slow

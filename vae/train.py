@@ -207,11 +207,21 @@ GROUP_NONE |= {f"{group}=null": f"{group}=none" for group in ("logger", "schedul
 
 
 def resumed(arguments: list[str]) -> list[str]:
-    """Arguments for Hydra: `resume=<run folder>` works in that folder and keeps its settings."""
+    """Arguments for Hydra: `resume=<run folder>` works in that folder and keeps its settings.
+
+    Raises UserError where they name another folder too.
+    """
     arguments = [GROUP_NONE.get(argument, argument) for argument in arguments]
     folders = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
     if not folders:
         return arguments
+    elsewhere = [
+        argument
+        for argument in arguments
+        if argument.startswith("hydra.run.dir=") and argument != f"hydra.run.dir={folders[-1]}"
+    ]
+    if elsewhere:
+        raise UserError(f"{elsewhere[0]}: resume={folders[-1]} works in the run's own folder")
     return [*arguments, f"hydra.run.dir={folders[-1]}", "hydra.output_subdir=null"]
 
 
@@ -226,7 +236,7 @@ def refuse_no_choice(arguments: list[str]) -> None:
 
 def cli() -> None:
     """The command, as `python -m vae.train` and as the console script `vae-train`."""
-    sys.argv[1:] = resumed(sys.argv[1:])
+    sys.argv[1:] = report_errors(resumed)(sys.argv[1:])
     refuse_no_choice(sys.argv[1:])
     main()
 

@@ -1,10 +1,12 @@
 """The chain against the AR(1) process that it is for a linear encoder and decoder."""
 
+import math
+
 import pytest
 import torch
 from conftest import build_model, set_linear
 
-from vae.analysis.chain import drift, local_gain, run_chain
+from vae.analysis.chain import drift, local_gain, run_chain, simulate
 from vae.data.datamodule import ImageDataModule
 from vae.theory.linear import affine_weights, spectral_radius
 from vae.theory.ppca import PPCA, Spectrum
@@ -24,6 +26,20 @@ def test_gain_at_the_optimum(oracle: PPCA):
     assert spectral_radius(weights) == pytest.approx(gains[0].item())
     states = torch.randn(5, 6, dtype=torch.float64)
     assert local_gain(model, states).tolist() == pytest.approx([gains[0].item()] * 5)
+
+
+def test_no_limit_where_an_sd_that_grows_carries_the_chain_away(oracle: PPCA):
+    """Though its mean contracts, and a Gaussian of the right mean square would stay."""
+    model = set_linear(build_model("model.latent_dim=6", "model.sigma=0.5"), oracle.weights())
+    head = model.encoder.layers[0]
+    with torch.no_grad():
+        head.weight[6:] = 2 * head.weight[:6]  # log sd rises with the mean
+        head.bias[6:] = 2 * head.bias[:6] - 1
+    assert spectral_radius(affine_weights(model)) < 1
+    trace = simulate(model, torch.randn(64, 6, dtype=torch.float64), 100)
+    assert (trace.limit.has_limit, trace.limit.kl) == (False, math.inf)
+    assert trace.mixing.method == "not resolved"
+    assert {*trace.metrics} == {"chain/finite", "chain/drift", "chain/spectral_radius"}
 
 
 def test_the_prior_is_stationary_at_the_optimum(oracle: PPCA):

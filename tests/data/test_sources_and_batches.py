@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +91,21 @@ def test_test_files_are_opened_by_testing_alone():
     assert data.pixels["train"] is data.pixels["val"]  # held once
     data.setup("test")
     assert len(data.pixels["test"]) == 300
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ({"pixels": "binarized"}, r"data\.pixels=binarized must be grey \| dequantised"),
+        ({"batch_size": 0}, r"data\.batch_size=0 must be at least 1"),
+        ({"val_size": 500}, r"data\.val_size=500 leaves none of 500 images"),
+        ({"name": "mnst"}, r"data\.name=mnst must be mnist"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_served_is_refused_in_python_too(argument: dict[str, Any], line: str):
+    with pytest.raises(ValueError, match=line):
+        ImageDataModule(**{"name": "digits", "root": "data", "val_size": 100} | argument)
 
 
 def test_images_are_floats_in_the_unit_interval(digits: ImageDataModule):

@@ -124,6 +124,8 @@ def test_what_a_checkpoint_belongs_to_cannot_be_changed(tmp_path: Path):
     changed = resumed("trainer.max_epochs=60", "trainer.limit_val_batches=1", "~callbacks.chain")
     assert changed.trainer == {**settings().trainer, "max_epochs": 60, "limit_val_batches": 1}
     assert (changed.callbacks.chain, changed.scheduler.T_max) == (None, "auto")
+    same = ("data.batch_size=128", "model=baseline", "data=digits", "trainer.max_epochs=31")
+    assert resumed(*same).trainer.max_epochs == 31  # the whole command again is no change
     with pytest.raises(UserError, match=r"optimizer\.lr=1 cannot be changed") as raised:
         resumed("optimizer.lr=1", "model=deep", "callbacks=none")
     assert raised.value.problems[2].startswith("callbacks=none: while resuming")

@@ -1,7 +1,8 @@
 """Where the chain settles, how far that is from the prior, and how many steps it takes.
 
-A linear encoder and decoder have an exact law (vae/theory/linear.py); any others are judged by
-simulated chains with the full mean and covariance of their states. n chains, m latents, nats.
+A linear encoder and decoder have an exact law (vae/theory/linear.py) as long as their chains stay
+finite; any others are judged by simulated chains with the full mean and covariance of their states.
+n chains, m latents, nats.
 """
 
 import math
@@ -168,9 +169,15 @@ def simulated_limit(z: Tensor, steps: int) -> Limit:
 
 
 def chain_limit(model: VAE, z: Tensor, steps: int) -> Limit:
-    """The exact limit where it is known, else that of chains with states z [n, m] after steps."""
+    """The exact limit where it is known, else that of chains with states z [n, m] after steps.
+
+    Chains that are not finite refute a law: an sd that grows with x can carry a chain away though
+    its mean contracts.
+    """
     weights = affine_weights(model)
-    return simulated_limit(z, steps) if weights is None else exact_limit(model, weights)
+    if weights is None or not torch.isfinite(z).all():
+        return simulated_limit(z, steps)
+    return exact_limit(model, weights)
 
 
 class Mixing(NamedTuple):
@@ -206,9 +213,12 @@ def measured_mixing(states: Tensor) -> Mixing:
 
 
 def chain_mixing(model: VAE, states: Tensor) -> Mixing:
-    """The exact mixing time where it is known, else measured from states [T, n, m]."""
+    """The exact mixing time where it is known, else measured from states [T, n, m]; not resolved
+    where a chain is not finite."""
     weights = affine_weights(model)
-    return measured_mixing(states) if weights is None else exact_mixing(weights)
+    if weights is None or not torch.isfinite(states[-1]).all():
+        return measured_mixing(states)
+    return exact_mixing(weights)
 
 
 def autocorrelation_time(z: Tensor) -> Tensor:

@@ -73,9 +73,16 @@ class Batch(NamedTuple):
 
 
 def as_batch(batch: Any) -> Batch:
-    """A Batch as it is; images [B, C, H, W], alone or with labels after them, become one."""
+    """A Batch as it is; images [B, C, H, W], alone or with labels after them, become one.
+
+    Raises TypeError for anything else, such as a dictionary.
+    """
     if isinstance(batch, Batch):
         return batch
+    if not isinstance(batch, Tensor | list | tuple):
+        raise TypeError(
+            f"a batch must be images, or a tuple of images and labels, not {type(batch).__name__}"
+        )
     images, *others = [batch] if isinstance(batch, Tensor) else batch
     return Batch(images, others[0] if others else None, size=len(images))
 

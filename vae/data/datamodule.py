@@ -10,7 +10,14 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vae.data.batches import Batch, ImageBatches, IndexBatches, PixelTransform, as_images
+from vae.data.batches import (
+    PIXEL_TRANSFORMS,
+    Batch,
+    ImageBatches,
+    IndexBatches,
+    PixelTransform,
+    as_images,
+)
 from vae.data.sources import SOURCES, fetch, read_idx, wrong_files
 from vae.models.networks import MNIST_SHAPE, ImageShape
 from vae.runs.errors import RunError, UserError
@@ -31,8 +38,8 @@ class ImageDataModule(L.LightningDataModule):
     same for every run whatever its own `seed`, which shuffles. The test files are opened by testing
     alone. For a data set of one's own override `prepare_data` and `read`.
 
-    Raises ValueError for an unknown name and for sizes that do not fit the data, and `prepare_data`
-    RunError where the files cannot be had.
+    Raises ValueError for an unknown name or kind of pixels and for sizes that do not fit the data,
+    and `prepare_data` RunError where the files cannot be had.
     """
 
     def __init__(
@@ -61,7 +68,12 @@ class ImageDataModule(L.LightningDataModule):
         self.check_sizes()
 
     def check_sizes(self) -> None:
-        """Raise ValueError for a name or sizes that cannot be served."""
+        """Raise ValueError for a name, pixels or sizes that cannot be served."""
+        if self.transform not in PIXEL_TRANSFORMS:
+            raise ValueError(f"data.pixels={self.transform} must be {' | '.join(PIXEL_TRANSFORMS)}")
+        for name in ("batch_size", "eval_batch_size", "val_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
         if self.source_name in SOURCES:
             self.check_sizes_for(SOURCES[self.source_name].train_images)
         elif type(self).read is ImageDataModule.read:  # one's own class reads what it likes

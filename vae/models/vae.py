@@ -67,7 +67,15 @@ class VAE(nn.Module):
         return next(self.parameters()).device
 
     def encode(self, x: Tensor) -> Normal:
-        """q(z|x) for images [B, C, H, W]: a Normal over [B, m]."""
+        """q(z|x) for images [B, C, H, W]: a Normal over [B, m].
+
+        Raises ValueError for images of another shape, which would broadcast to wrong terms.
+        """
+        if x.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"images [B, C, H, W] must be [B, {', '.join(map(str, self.image_shape))}], "
+                f"not {list(x.shape)}"
+            )
         mean, log_sd = self.encoder(x)
         return Normal(to_float32(mean), to_float32(log_sd).exp(), validate_args=False)
 

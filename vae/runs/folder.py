@@ -1,5 +1,6 @@
 """Run folders: what a run leaves behind, and how it is opened again."""
 
+import copy
 import logging
 import os
 import platform
@@ -22,7 +23,7 @@ from vae.runs.checkpoints import BEST, LAST, check_shapes, model_state, read_che
 from vae.runs.errors import UserError, first_line, resolved
 from vae.runs.files import SETTINGS, atomic_write, read_metrics
 from vae.runs.identity import may_change_on_resume
-from vae.runs.keys import split_override
+from vae.runs.keys import select, split_override
 from vae.runs.printable import printable
 from vae.runs.resumable import check_resumable, resolver_keys, use_prepared_root
 from vae.runs.signatures import node_problems
@@ -172,6 +173,12 @@ def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> D
     """
     saved = read_config(folder)
     changes = {o: split_override(o)[0] for o in overrides if not o.startswith("resume=")}
+    now, then = resolved(copy.deepcopy(today)), OmegaConf.to_container(saved)
+    changes = {  # without overrides that say what the run has already
+        o: key
+        for o, key in changes.items()
+        if (value := select(now, key)) is None or value != select(then, key)
+    }
     fixed = [o for o, key in changes.items() if not may_change_on_resume(key)]
     refused = [f"{o} cannot be changed while resuming {folder}" for o in fixed]
     groups = [

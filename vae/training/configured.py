@@ -17,7 +17,8 @@ from vae.training.schedules import Schedule, as_schedule, run_length
 
 
 class ConfiguredModule(L.LightningModule):
-    """A LightningModule with one optimizer over all parameters: Adam at 1e-3 without another.
+    """A LightningModule with one optimizer over all parameters that have gradients: Adam at 1e-3
+    without another. A callback that unfreezes later, as BaseFinetuning, adds its own group.
 
     `optimizer` takes the parameters; `scheduler` is a torch scheduler that takes the optimizer, or
     a Schedule. Both may be settings, nodes with a `_target_`.
@@ -52,7 +53,7 @@ class ConfiguredModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         try:
-            optimizer = self.optimizer(self.parameters())
+            optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
         except (TypeError, ValueError) as error:  # what an optimizer says against its arguments
             raise UserError(f"optimizer: {first_line(error)}") from error
         if self.schedule is None:

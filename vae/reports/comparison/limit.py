@@ -9,9 +9,10 @@ from vae.analysis.limit import Limit, Mixing
 
 
 def best_limit(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Limit:
-    """Exact where it is; else from evaluation.json, with many chains; else from the page's own."""
+    """Exact where it is and no chain left the finite numbers; else from evaluation.json, with many
+    chains; else from the page's own."""
     kl = evaluation.get("chain/limit_kl")
-    if evaluation.get("chain/finite") == 0 and trace.limit.method != "exact":
+    if evaluation.get("chain/finite") == 0 and trace.limit.has_limit is not False:
         chains = evaluation.get("chain/chains")
         steps = evaluation.get("chain/finite_steps")
         return Limit(

@@ -52,7 +52,8 @@ def chains(model: VAE, classifier: Classifier, settings: Settings) -> Metrics:
 
     # 2. The limit and the time it takes.
     measured = measured_mixing(path)
-    mixing = measured if weights is None else exact_mixing(weights)
+    stayed = bool(metrics["chain/finite"])
+    mixing = exact_mixing(weights) if weights is not None and stayed else measured
     metrics["chain/mixing_steps_measured"] = measured.steps
     metrics |= limit_metrics(chain_limit(model, last, steps)) | mixing_metrics(mixing)
 
@@ -64,7 +65,10 @@ def chains(model: VAE, classifier: Classifier, settings: Settings) -> Metrics:
         "chain/one_step_p": one_step.p,
         "chain/one_step_chains": 20 * n,
     }
-    return metrics if weights is None else metrics | linear_chain(model, weights, 20 * n, seed)
+    if weights is None:
+        return metrics
+    metrics["chain/spectral_radius"] = spectral_radius(weights)
+    return metrics | (stationary(model, weights, 20 * n, seed) if stayed else {})
 
 
 def limit_metrics(limit: Limit) -> Metrics:
@@ -128,16 +132,15 @@ def simulated_chains(
     return metrics, z if finite else torch.full_like(z, math.nan), torch.stack(path)
 
 
-def linear_chain(model: VAE, weights: AffineWeights, n: int, seed: int) -> Metrics:
-    """ρ(V W), the stationary law of the trained weights, and n simulated chains compared with it.
+def stationary(model: VAE, weights: AffineWeights, n: int, seed: int) -> Metrics:
+    """The stationary law of the trained weights, if any, and n simulated chains compared with it.
 
     The chains start from the law itself: were it not the stationary one, they would leave it within
     the time 1/(1 − ρ) that they are given (200 steps at most).
     """
-    metrics: Metrics = {"chain/spectral_radius": spectral_radius(weights)}
     law = stationary_law(model, weights)
     if law is None:
-        return metrics
+        return {}
     pixels, encoder = (chain_generator(name, seed, model.device) for name in STREAMS[1:])
     steps = max(1, min(200, round(exact_mixing(weights).steps)))
     states = sample_law(law, n, chain_generator("start", seed)).float()
@@ -147,7 +150,7 @@ def linear_chain(model: VAE, weights: AffineWeights, n: int, seed: int) -> Metri
             last = z
         ends.append(last.cpu().double())
     agreement = kl_from_sample(torch.cat(ends), law)
-    return metrics | {
+    return {
         "chain/stationary_mean": law.loc.tolist(),
         "chain/stationary_eigenvalues": torch.linalg.eigvalsh(law.covariance_matrix).tolist(),
         "chain/agreement_kl": agreement.kl,

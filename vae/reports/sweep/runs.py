@@ -7,15 +7,16 @@ import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from vae.runs.errors import UserError
 from vae.runs.files import SETTINGS, is_locked, read_json, read_metrics, runs_below
 from vae.runs.identity import affects_result
 from vae.runs.keys import select, split_override
 from vae.runs.untrusted import as_texts, check_links, read_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SEED = "seed"
 STATES = ("finished", "failed", "killed", "running", "unfinished")
@@ -73,7 +74,7 @@ class SweepRun:
         return dict(split_override(override) for override in self.overrides).get(key)
 
 
-def read_sweep(folder: str | Path) -> pd.DataFrame:
+def read_sweep(folder: str | Path) -> "pd.DataFrame":
     """A row for each run below `folder`: its folder and state, the settings that differ between
     runs, its metrics, and the problems of a failed run.
 
@@ -83,7 +84,9 @@ def read_sweep(folder: str | Path) -> pd.DataFrame:
     return to_frame(runs, swept_keys(runs))
 
 
-def to_frame(runs: list[SweepRun], swept: list[str]) -> pd.DataFrame:
+def to_frame(runs: list[SweepRun], swept: list[str]) -> "pd.DataFrame":
+    import pandas as pd  # not for records, which a sweep that is cut short lists as Python ends
+
     names = list(dict.fromkeys(name for run in runs for name in run.metrics))
     rows = [
         {"run": run.folder, "state": run.state}
