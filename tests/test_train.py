@@ -151,10 +151,11 @@ def test_no_thread_computes_with_denormal_numbers(tmp_path: Path):
 def test_resume_works_in_the_folder_and_keeps_its_settings():
     assert resumed(["resume=a/b", "trainer.max_epochs=9"]) == [
         "resume=a/b",
-        "trainer.max_epochs=9",
         "hydra.run.dir=a/b",
         "hydra.output_subdir=null",
+        "trainer.max_epochs=9",
     ]
+    assert resumed(["resume=a", "--cfg", "job"])[-2:] == ["--cfg", "job"]  # flags stay the last
     assert resumed(["model=deep"]) == ["model=deep"]
     with pytest.raises(UserError, match=r"hydra\.run\.dir=c: resume=a/b works in the run's own"):
         resumed(["resume=a/b", "hydra.run.dir=c"])

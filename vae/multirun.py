@@ -264,7 +264,8 @@ class Sweep(Callback):
 def refuse_unswept(config: DictConfig) -> None:
     """An experiment made for a multirun lists what it sweeps in hydra.sweeper.params."""
     params = (config.hydra.get("sweeper") or {}).get("params") or {}
-    given = {split_override(override)[0] for override in config.hydra.overrides.task}
+    task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    given = {split_override(override)[0] for override in task}
     swept = [f"{key}={value}" for key, value in params.items() if key not in given]
     if swept:
         exit_with_usage_error(

@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vae import config_folder
 from vae.command import command
@@ -29,7 +29,8 @@ def main(config: DictConfig) -> float | None:
     from vae.runs.folder import discard_empty_run, saved_config
 
     if config.get("resume") is not None:
-        config = saved_config(folder, hydra_config.overrides.task, config)
+        task: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+        config = saved_config(folder, task, config)
     try:
         return train(config, folder).get("val/elbo", float("nan"))
     except UserError:
@@ -222,7 +223,9 @@ def resumed(arguments: list[str]) -> list[str]:
     ]
     if elsewhere:
         raise UserError(f"{elsewhere[0]}: resume={folders[-1]} works in the run's own folder")
-    return [*arguments, f"hydra.run.dir={folders[-1]}", "hydra.output_subdir=null"]
+    at = arguments.index(f"resume={folders[-1]}") + 1  # before any flag of Hydra's
+    here = [f"hydra.run.dir={folders[-1]}", "hydra.output_subdir=null"]
+    return [*arguments[:at], *here, *arguments[at:]]
 
 
 @report_errors

@@ -2,10 +2,12 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -30,19 +32,24 @@ class Slope(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def fit(folder: Path, epochs: int, resume: Path | None = None, **flags: object) -> L.Trainer:
+def fit(
+    folder: Path,
+    epochs: int,
+    resume: Path | None = None,
+    module: L.LightningModule | None = None,
+    **flags: Any,
+) -> L.Trainer:
     loader = DataLoader(torch.zeros(4, 1))
+    usual: dict[str, Any] = {"callbacks": [History(folder)], "enable_checkpointing": False}
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=[History(folder)],
-        **flags,  # type: ignore[arg-type]
+        **usual | flags,
     )
-    trainer.fit(Slope(), loader, loader, ckpt_path=resume)
+    trainer.fit(module or Slope(), loader, loader, ckpt_path=resume)
     return trainer
 
 
@@ -55,6 +62,35 @@ def test_a_row_a_validation_also_within_an_epoch(tmp_path: Path):
     assert points(tmp_path) == [(0.5, 2, 2), (1, 4, 4), (1.5, 6, 6), (2, 8, 8)]
     assert (tmp_path / HISTORY).read_text().splitlines()[0] == ",".join(COLUMNS)
     assert math.isnan(read_history(tmp_path)[0]["train/elbo"])  # this module logs none
+
+
+class Late(Slope):
+    """Logs a mean over the epoch, and as the epoch ends, which is after its validation."""
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.log("train/mean", float(self.current_epoch), on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("model/end", 10.0 + self.current_epoch)
+
+
+def test_a_row_has_what_its_own_epoch_logged(tmp_path: Path):
+    fit(tmp_path, 3, module=Late())
+    rows = read_history(tmp_path)
+    assert [(row["train/mean"], row["model/end"]) for row in rows] == [(0, 10), (1, 11), (2, 12)]
+
+
+def test_a_checkpoint_has_the_whole_row_of_its_epoch(tmp_path: Path):
+    """A run that is killed right after it keeps that row."""
+
+    class Killed(History):
+        def on_train_end(self, *_: object) -> None:
+            pass
+
+    saved = ModelCheckpoint(tmp_path, save_on_train_epoch_end=True)
+    fit(tmp_path, 1, module=Late(), callbacks=[Killed(tmp_path), saved], enable_checkpointing=True)
+    assert read_history(tmp_path)[-1]["model/end"] == 10
 
 
 def test_a_resumed_run_drops_the_rows_later_than_its_checkpoint(tmp_path: Path):

@@ -427,8 +427,29 @@ def test_blocks_give_the_same_floats(
 
 
 @pytest.mark.parametrize(
+    "overrides",
+    [
+        ("scheduler=plateau", "scheduler.patience=0", "scheduler.mode=min"),
+        ("scheduler=plateau", "trainer.limit_val_batches=0"),
+        ("scheduler=cosine", "+scheduler.frequency=2"),
+        ("scheduler=cosine", "scheduler.interval=step", "+scheduler.frequency=3"),
+    ],
+    ids=" ".join,
+)
+def test_blocks_step_schedulers_as_lightning_does(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    overrides += ("trainer.max_epochs=4",)
+    recorder, expected = run(tmp_path / "litvae", *overrides)
+    assert (min(recorder.rates) < 1e-3) == ("trainer.limit_val_batches=0" not in overrides)
+    blocks = ("learning=blocks", "learning.batches_per_block=3")
+    assert timeless(run(tmp_path / "blocks", *blocks, *overrides)[1]) == timeless(expected)
+
+
+@pytest.mark.parametrize(
     "override",
     [
+        "scheduler.interval=step",
         "trainer.gradient_clip_val=1",
         "trainer.accumulate_grad_batches=2",
         "trainer.limit_train_batches=3",
@@ -438,7 +459,7 @@ def test_blocks_give_the_same_floats(
 )
 def test_blocks_refuse_what_needs_single_batches(tmp_path: Path, override: str) -> None:
     with pytest.raises(UserError, match="learning=blocks") as refused:
-        run(tmp_path, "learning=blocks", override)
+        run(tmp_path, "learning=blocks", "scheduler=plateau", override)
     assert override.split("=")[0].split(".")[0] in str(refused.value)
 
 

@@ -80,6 +80,8 @@ def test_csv_has_every_metric_once_though_the_run_was_cut_off(
     assert float(rows[-1]["final/val/elbo"]) == metrics["val/elbo"]
     assert "model.latent_dim: 4" in (tmp_path / "cut" / "csv" / "hparams.yaml").read_text()
     assert not list(tmp_path.rglob("events*"))
+    run(tmp_path / "cut", 4, "logger=csv")  # goes on: its final row is another
+    assert [row["step"] for row in rows_of(tmp_path / "cut") if row["test/elbo"]] == ["16"]
 
 
 @pytest.mark.parametrize(("every", "saved"), [(0, 4), pytest.param(3, 7, marks=pytest.mark.slow)])

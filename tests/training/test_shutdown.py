@@ -158,7 +158,7 @@ def test_settings_from_before_a_key_existed_take_its_default(tmp_path: Path):
 
 
 def test_a_longer_run_goes_along_the_longer_schedule(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ):
     """A finished run of 2 epochs resumed to 4: the learning rates of a run of 4 from there on, not
     a rise from 0."""
@@ -172,6 +172,7 @@ def test_a_longer_run_goes_along_the_longer_schedule(
         train(settings(*NO_PICTURES, f"trainer.max_epochs={epochs}"), tmp_path)
     short, long = ([0.0005 * (1 + math.cos(math.pi * t / T)) for t in range(T)] for T in (2, 4))
     assert rates == pytest.approx(short + long[2:], abs=1e-15)
+    assert not [w for w in recwarn if "lr_scheduler.step" in str(w.message)]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from torch.optim import LBFGS
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vae.data.batches import Batch
 from vae.data.datamodule import ImageDataModule
@@ -102,10 +103,12 @@ class BlockTraining(LitVAE):
         """One plain training step, backward pass and optimiser step for each batch of the block."""
         trainer, optimizer = self.trainer, self.optimizers(use_pl_optimizer=False)
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        batches = block.split(self.batch_size) if trainer.world_size == 1 else [block]
-        for batch in batches:
+        alone = trainer.world_size == 1
+        batches = block.split(self.batch_size) if alone else [block]
+        first = block_idx * (self.batches_per_block if alone else 1)
+        for batch_idx, batch in enumerate(batches, first):
             optimizer.zero_grad()  # type: ignore[union-attr]
-            loss = super().training_step(batch, block_idx)["loss"]
+            loss = super().training_step(batch, batch_idx)["loss"]
             self.finite_check.on_before_backward(trainer, self, loss)
             if trainer.world_size > 1:
                 self.manual_backward(loss)
@@ -115,7 +118,7 @@ class BlockTraining(LitVAE):
                 self.on_after_backward()
             self.finite_check.on_before_optimizer_step(trainer, self, optimizer)  # type: ignore[arg-type]
             optimizer.step()  # type: ignore[union-attr]
-            self.step_schedulers("step")
+            self.step_schedulers("step", batch_idx)
             progress.increment_ready()  # trainer.global_step counts optimiser steps
             progress.increment_completed()
         # the logger's x axis too; Lightning itself adds the one that is missing
@@ -123,17 +126,23 @@ class BlockTraining(LitVAE):
 
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
-        self.step_schedulers("epoch")
+        self.step_schedulers("epoch", self.trainer.current_epoch)
 
-    def step_schedulers(self, interval: str) -> None:
-        """Step the scheduler of this interval; Lightning leaves that to manual optimisation."""
+    def step_schedulers(self, interval: str, index: int) -> None:
+        """Step the scheduler of this interval after its batch or epoch, as Lightning does where it
+        does not leave that to manual optimisation, for which it drops the metric's name."""
         for config in self.trainer.lr_scheduler_configs:
-            if config.interval != interval:
+            if config.interval != interval or (index + 1) % config.frequency:
                 continue
             scheduler: Any = config.scheduler
-            if not config.reduce_on_plateau:
+            if not isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step()
-            elif (value := self.trainer.callback_metrics.get(config.monitor or "")) is not None:
+                continue
+            assert self.schedule is not None
+            value = self.trainer.callback_metrics.get(self.schedule.monitor)
+            if value is None:
+                log.warning("scheduler: without %s the rate stays", self.schedule.monitor)
+            else:
                 scheduler.step(value)
 
     def run_length(self, interval: str) -> int:
@@ -152,6 +161,13 @@ def block_problems(trainer: Any) -> list[str]:
         asked += [f"callbacks: {type(callback).__name__}"] if needs_single_batches(callback) else []
     if getattr(getattr(trainer.lightning_module, "optimizer", None), "func", None) is LBFGS:
         asked.append("optimizer=lbfgs")
+    schedule = getattr(trainer.lightning_module, "schedule", None)
+    if (
+        schedule is not None
+        and schedule.interval == "step"
+        and getattr(schedule.make, "func", schedule.make) is ReduceLROnPlateau
+    ):
+        asked.append("scheduler.interval=step of ReduceLROnPlateau")
     return [
         f"{setting} does not go with learning=blocks, which takes many steps per call of "
         "Lightning; leave out learning=blocks (+experiment=fast takes it)"

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 
@@ -44,10 +45,32 @@ class History(L.Callback):
         self.rows = [r for r in self.rows if r["step"] < trainer.global_step] + [row]
         write_history(self.folder, self.rows)
 
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.epoch_ended(trainer)  # what is resumed has the row that belongs to it
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.epoch_ended(trainer)  # without checkpoints
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.epoch_ended(trainer)
+
+    def epoch_ended(self, trainer: L.Trainer) -> None:
+        """Means over the epoch, and what callbacks log as it ends, are known after its validation
+        alone."""
+        if trainer.state.fn == "fit" and self.rows and self.rows[-1]["step"] == trainer.global_step:
+            self.update_last(trainer)
+
     def validated_again(self, trainer: L.Trainer) -> None:
         """The last row's metrics are those of a validation after training, of averaged weights."""
-        if self.rows and trainer.is_global_zero:
-            self.rows[-1] |= logged(trainer)
+        if self.rows:
+            self.update_last(trainer)
+
+    def update_last(self, trainer: L.Trainer) -> None:
+        metrics = logged(trainer)  # on all processes, which may have to reduce them together
+        if trainer.is_global_zero and not metrics.items() <= self.rows[-1].items():
+            self.rows[-1] |= metrics
             write_history(self.folder, self.rows)
 
 

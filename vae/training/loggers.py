@@ -258,13 +258,14 @@ def log_histogram(logger: Any, name: str, values: Tensor, step: int) -> None:
 
 
 def rows_until(path: Path, resume: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV file that a run had when it saved the checkpoint `resume`."""
+    """The rows of a CSV file that a run had when it saved the checkpoint `resume`, without the
+    final one of a run that had ended there."""
     step = read_checkpoint(resume)["global_step"]
     if not path.exists():
         return []
     with path.open(newline="") as file:
         complete = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [row for row in complete if int(row["step"]) <= step]
+    return [row for row in complete if int(row["step"]) <= step and not row.get("test/elbo")]
 
 
 def task_overrides(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -90,8 +91,10 @@ def replay(schedule: Schedule, scheduler: Any, optimizer: Optimizer, length: int
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]
     planned: LRScheduler = schedule.scheduler(optimizer, length)
-    for _ in range(scheduler.last_epoch):
-        planned.step()
+    with warnings.catch_warnings():  # the optimizer has its steps behind it
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        for _ in range(scheduler.last_epoch):
+            planned.step()
     scheduler.load_state_dict(planned.state_dict())
 
 
