@@ -31,8 +31,8 @@ NONE_GIVEN: Mapping[str, str] = {}
 
 @dataclass(frozen=True)
 class Parameter:
-    annotation: Any = Any
-    default: Any = inspect.Parameter.empty
+    annotation: Any
+    default: Any  # inspect.Parameter.empty where there is none
 
     @property
     def required(self) -> bool:
