@@ -216,16 +216,12 @@ def resumed(arguments: list[str]) -> list[str]:
     folders = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
     if not folders:
         return arguments
-    elsewhere = [
-        argument
-        for argument in arguments
-        if argument.startswith("hydra.run.dir=") and argument != f"hydra.run.dir={folders[-1]}"
-    ]
-    if elsewhere:
-        raise UserError(f"{elsewhere[0]}: resume={folders[-1]} works in the run's own folder")
-    at = arguments.index(f"resume={folders[-1]}") + 1  # before any flag of Hydra's
-    here = [f"hydra.run.dir={folders[-1]}", "hydra.output_subdir=null"]
-    return [*arguments[:at], *here, *arguments[at:]]
+    resume, here = f"resume={folders[-1]}", f"hydra.run.dir={folders[-1]}"
+    for argument in arguments:
+        if argument.startswith("hydra.run.dir=") and argument != here:
+            raise UserError(f"{argument}: {resume} works in the run's own folder")
+    at = arguments.index(resume) + 1  # before any flag of Hydra's
+    return [*arguments[:at], here, "hydra.output_subdir=null", *arguments[at:]]
 
 
 @report_errors

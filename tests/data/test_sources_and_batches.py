@@ -97,7 +97,7 @@ def test_test_files_are_opened_by_testing_alone():
     ("argument", "line"),
     [
         ({"pixels": "binarized"}, r"data\.pixels=binarized must be grey \| dequantised"),
-        ({"batch_size": 0}, r"data\.batch_size=0 must be at least 1"),
+        ({"batch_size": 0}, r"data\.batch_size=0 must be an integer from 1 to"),
         ({"val_size": 500}, r"data\.val_size=500 leaves none of 500 images"),
         ({"name": "mnst"}, r"data\.name=mnst must be mnist"),
     ],

@@ -28,7 +28,6 @@ from vae.runs.folder import load_data, load_run
 from vae.theory.linear import affine_weights, linear_log_likelihood
 from vae.train import train
 
-CONF = str(Path("conf").resolve())
 SMALL = [
     "iwae.images=60",
     "iwae.K=[1,10,100]",

@@ -79,11 +79,13 @@ def as_batch(batch: Any) -> Batch:
     """
     if isinstance(batch, Batch):
         return batch
-    if not isinstance(batch, Tensor | list | tuple):
+    if isinstance(batch, Tensor):
+        return Batch(batch, size=len(batch))
+    if not isinstance(batch, list | tuple):
         raise TypeError(
             f"a batch must be images, or a tuple of images and labels, not {type(batch).__name__}"
         )
-    images, *others = [batch] if isinstance(batch, Tensor) else batch
+    images, *others = batch
     return Batch(images, others[0] if others else None, size=len(images))
 
 

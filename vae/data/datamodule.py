@@ -10,17 +10,11 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vae.data.batches import (
-    PIXEL_TRANSFORMS,
-    Batch,
-    ImageBatches,
-    IndexBatches,
-    PixelTransform,
-    as_images,
-)
+from vae.data.batches import Batch, ImageBatches, IndexBatches, PixelTransform, as_images
 from vae.data.sources import SOURCES, fetch, read_idx, wrong_files
 from vae.models.networks import MNIST_SHAPE, ImageShape
 from vae.runs.errors import RunError, UserError
+from vae.runs.signatures import signature_of, value_problems
 from vae.runs.types import Seed
 from vae.theory.ppca import Spectrum
 
@@ -69,11 +63,16 @@ class ImageDataModule(L.LightningDataModule):
 
     def check_sizes(self) -> None:
         """Raise ValueError for a name, pixels or sizes that cannot be served."""
-        if self.transform not in PIXEL_TRANSFORMS:
-            raise ValueError(f"data.pixels={self.transform} must be {' | '.join(PIXEL_TRANSFORMS)}")
-        for name in ("batch_size", "eval_batch_size", "val_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+        given = {
+            "pixels": self.transform,
+            "batch_size": self.batch_size,
+            "eval_batch_size": self.eval_batch_size,
+            "val_size": self.val_size,
+        }
+        parameters = signature_of(ImageDataModule).parameters
+        for name, value in given.items():
+            for problem in value_problems(f"data.{name}", value, parameters[name].annotation):
+                raise ValueError(problem)
         if self.source_name in SOURCES:
             self.check_sizes_for(SOURCES[self.source_name].train_images)
         elif type(self).read is ImageDataModule.read:  # one's own class reads what it likes
