@@ -116,7 +116,7 @@ COMBINATIONS = [
     )
     for likelihood, kinds in PIXELS.items()
     for pixels in kinds
-    for objective in ("elbo", "beta", "warmup", "free_bits", "iwae")
+    for objective in ("elbo", "path", "beta", "warmup", "free_bits", "iwae")
 ]
 
 

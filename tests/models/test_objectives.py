@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from vae.data.batches import as_images
 from vae.data.datamodule import ImageDataModule
 from vae.models.elbo import ELBOTerms
-from vae.models.objectives import ELBO, IWAE, BetaELBO, FreeBits
+from vae.models.objectives import ELBO, IWAE, BetaELBO, FreeBits, PathELBO
 from vae.runs.errors import UserError
 from vae.runs.validation import Builder, incompatibilities
 from vae.theory.ppca import PPCA
@@ -74,6 +74,52 @@ def test_importance_weights_are_exact_at_the_closed_form(digits: ImageDataModule
     assert terms.elbo.mean().item() == pytest.approx(oracle.elbo(x).mean().item(), abs=5)
 
 
+def encoder_gradient(objective: ELBO, model, x, noise, step: int = 0) -> torch.Tensor:
+    value, _terms = objective(model, x, noise, step)
+    found = torch.autograd.grad(value.mean(), [*model.encoder.parameters()])
+    return torch.cat([gradient.flatten() for gradient in found])
+
+
+def test_the_path_gradient_is_zero_where_q_is_the_posterior(digits: ImageDataModule):
+    """For every noise, where the ELBO's own gradient is zero in the mean alone; and the objective
+    is log p(x) itself."""
+    oracle = PPCA(digits.spectrum(), 4, 0.5)
+    model = set_linear(build_model("model.latent_dim=4", "model.sigma=0.5"), oracle.weights())
+    x = digits.images("test", 20).double()
+    noise = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(0)).double()
+    path, usual = (
+        encoder_gradient(objective, model, x, noise) for objective in (PathELBO(), ELBO())
+    )
+    assert path.abs().max() < 1e-9
+    assert usual.abs().max() > 0.1
+    objective, _terms = PathELBO()(model, x, noise, 0)
+    torch.testing.assert_close(-objective, oracle.elbo(x), rtol=0, atol=1e-8)
+
+
+def test_the_path_gradient_has_the_mean_of_the_elbos():
+    """Also while beta rises: here it is ½. The decoder's gradient is the ELBO's for every noise."""
+    model = build_model("model=deep", "model.latent_dim=2", "model.encoder.hidden=[8]").double()
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(1, 1, 28, 28, generator=generator).double()
+    path, usual = PathELBO(warmup_steps=10), BetaELBO(warmup_steps=10)
+    many = torch.randn(1, 20_000, 2, generator=generator).double()
+    rows = x.expand(20_000, -1, -1, -1)
+    found, expected = (encoder_gradient(o, model, rows, many, 5) for o in (path, usual))
+    once = torch.stack(
+        [encoder_gradient(path, model, x, many[:, i : i + 1], 5) for i in range(200)]
+    )
+    error = once.std(0) / 20_000**0.5
+    assert found.norm() > 20 * error.norm()
+    assert (found - expected).norm() < 4 * error.norm()
+    few = x.expand(6, -1, -1, -1)
+    decoders = [
+        torch.autograd.grad(o(model, few, many[:, :6], 5)[0].mean(), [*model.decoder.parameters()])
+        for o in (path, usual)
+    ]
+    for one, other in zip(*decoders, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_importance_weights_lift_the_bound(batch):
     model, x, _ = batch
     noise = torch.randn(50, 40, 5, generator=torch.Generator().manual_seed(2))
@@ -132,7 +178,7 @@ def test_every_combination_composes_and_trains_a_step(
 
 @pytest.mark.parametrize(
     "objective",
-    [ELBO(), BetaELBO(warmup_steps=10), FreeBits(0.3), IWAE(2)],
+    [ELBO(), BetaELBO(warmup_steps=10), PathELBO(warmup_steps=10), FreeBits(0.3), IWAE(2)],
     ids=lambda o: type(o).__name__,
 )
 def test_a_compiled_objective_is_not_compiled_at_every_step(objective):

@@ -5,7 +5,7 @@ from vae.models.elbo import ELBOTerms
 from vae.models.fully_connected import FullyConnectedVAE
 from vae.models.likelihoods import Bernoulli, Gaussian, Likelihood
 from vae.models.networks import Decoder, Encoder
-from vae.models.objectives import ELBO, IWAE, BetaELBO, FreeBits
+from vae.models.objectives import ELBO, IWAE, BetaELBO, FreeBits, PathELBO
 from vae.models.vae import VAE, count_parameters
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "FullyConnectedVAE",
     "Gaussian",
     "Likelihood",
+    "PathELBO",
     "count_parameters",
 ]

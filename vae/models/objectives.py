@@ -41,9 +41,27 @@ class BetaELBO(ELBO):
     def __init__(self, beta: Weight = 1.0, warmup_steps: Steps = 0) -> None:
         self.beta, self.warmup_steps = beta, warmup_steps
 
+    def weight(self, step: int) -> float:
+        return self.beta * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.beta
+
     def loss(self, terms: ELBOTerms, step: int) -> Tensor:
-        beta = self.beta * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.beta
-        return beta * terms.kl.sum(-1) - terms.log_likelihood
+        return self.weight(step) * terms.kl.sum(-1) - terms.log_likelihood
+
+
+class PathELBO(BetaELBO):
+    """The ELBO with the KL estimated at z, and without the gradient of log q(z|x) by q's own
+    parameters, whose mean is zero (Roeder et al. 2017, arXiv:1703.09194, "sticking the landing"):
+    where q is the posterior, the gradient has no noise."""
+
+    def __call__(self, model: VAE, x: Tensor, noise: Tensor, step: int) -> tuple[Tensor, ELBOTerms]:
+        q = model.encode(x)
+        z = q.loc + q.scale * noise[0]  # [B, m]
+        log_likelihood = model.log_likelihood(x, z)
+        scale = q.scale.detach()
+        log_ratio = log_prior_ratio(z, (z - q.loc.detach()) / scale, scale.log().sum(-1))
+        return -log_likelihood - self.weight(step) * log_ratio, ELBOTerms(
+            log_likelihood, kl_to_prior(q)
+        )
 
 
 class FreeBits(ELBO):
