@@ -189,8 +189,25 @@ def test_what_a_multirun_cannot_do(override, problem, capsys, tmp_path):
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {problem}")
     possible = settings("trainer.devices=[1]")
-    OmegaConf.update(possible, "hydra.sweep.dir", str(tmp_path), force_add=True)
+    sweep = {"dir": str(tmp_path), "subdir": "${hydra.job.num}"}
+    OmegaConf.update(possible, "hydra.sweep", sweep, force_add=True)
     Sweep().on_multirun_start(possible)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("hydra.sweep.subdir=one", "hydra.sweep.subdir=one is one folder for all jobs"),
+        ("optimizer.lr=interval(1e-4,1e-2)", "optimizer.lr=interval(1e-4,1e-2): an interval"),
+    ],
+)
+def test_what_no_sweep_can_do_is_refused_before_its_folder(override, problem, tmp_path):
+    sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    done = run_vae("train", "-m", "data=digits", "seed=0,1", sweep, override)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {problem}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_single_run_does_not_go_over_a_finished_one(tmp_path):

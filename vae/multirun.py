@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -220,6 +221,12 @@ class Sweep(Callback):
                 "hydra.sweeper.direction=minimize looks for the worst validation ELBO; "
                 "use hydra/sweeper=optuna_search, or hydra.sweeper.direction=maximize"
             )
+        if "${" not in raw(config.hydra.sweep)["subdir"]:
+            exit_with_usage_error(
+                f"hydra.sweep.subdir={config.hydra.sweep.subdir} is one folder for all jobs of a "
+                "sweep; ${hydra.job.num} or ${hydra.job.override_dirname} in it tells them apart"
+            )
+        refuse_intervals(config)
         folder = Path(config.hydra.sweep.dir)
         if is_stamped(config.hydra.sweep):
             folder = make_unique_folder(folder)
@@ -264,8 +271,7 @@ class Sweep(Callback):
 def refuse_unswept(config: DictConfig) -> None:
     """An experiment made for a multirun lists what it sweeps in hydra.sweeper.params."""
     params = (config.hydra.get("sweeper") or {}).get("params") or {}
-    task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    given = {split_override(override)[0] for override in task}
+    given = {split_override(override)[0] for override in overrides(config)}
     swept = [f"{key}={value}" for key, value in params.items() if key not in given]
     if swept:
         exit_with_usage_error(
@@ -273,10 +279,35 @@ def refuse_unswept(config: DictConfig) -> None:
         )
 
 
+def refuse_intervals(config: DictConfig) -> None:
+    """Hydra's own sweeper takes lists and ranges alone and would end in a traceback."""
+    sweeper = config.hydra.get("sweeper") or {}
+    if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
+        return
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    for override in OverridesParser.create().parse_overrides([*params, *overrides(config)]):
+        if override.is_interval_sweep():
+            exit_with_usage_error(
+                f"{override.input_line}: an interval is for a sweeper that searches; give values "
+                "(a,b,c), or add hydra/sweeper=optuna_search"
+            )
+
+
+def overrides(config: DictConfig) -> list[str]:
+    """What the command line sets of the task's config."""
+    task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    return task
+
+
 def is_stamped(node: DictConfig) -> bool:
     """Whether the folder is named by the time, to the second: two commands may start in one."""
+    return "${now:" in raw(node)["dir"]
+
+
+def raw(node: DictConfig) -> dict[str, str]:
+    """Settings before their interpolations are resolved, as text."""
     settings: Any = OmegaConf.to_container(node, resolve=False)
-    return "${now:" in str(settings["dir"])
+    return {key: str(value) for key, value in settings.items()}
 
 
 def report_cut_short(folder: Path) -> None:

@@ -2,14 +2,17 @@
 
 import lightning.pytorch as L
 import pytest
-from conftest import settings
+import torch
+from conftest import build_model, settings
 from lightning.pytorch import callbacks
 from omegaconf import OmegaConf
 
+from vae.data.datamodule import ImageDataModule
 from vae.runs.errors import UserError
 from vae.train import train
 from vae.training.blocks import (
     UNAVAILABLE,
+    BlockTraining,
     counts_blocks,
     is_everything,
     needs_single_batches,
@@ -38,6 +41,31 @@ def test_what_needs_single_batches_is_refused_in_a_line(tmp_path, key: str):
     lines = refused.value.problems
     assert any(line.startswith(key.lstrip("+")) for line in lines)
     assert all("does not go with learning=blocks" in line for line in lines)
+
+
+class Plateau(BlockTraining):
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters())
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "monitor": "val/elbo"},
+        }
+
+
+def test_a_plateau_of_ones_own_is_refused_before_training(digits: ImageDataModule, tmp_path):
+    module = Plateau(build_model("model.latent_dim=2"))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(UserError, match="ReduceLROnPlateau"):
+        trainer.fit(module, digits)
+    assert trainer.global_step == 0
 
 
 def test_every_refused_setting_is_tried_here():

@@ -124,6 +124,15 @@ class BlockTraining(LitVAE):
         # the logger's x axis too; Lightning itself adds the one that is missing
         trainer.fit_loop.epoch_loop._batches_that_stepped += len(batches) - 1
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        if self.schedule is None and any(isinstance(s, ReduceLROnPlateau) for s in schedulers):
+            raise UserError(
+                "learning=blocks: the metric of a ReduceLROnPlateau is known from scheduler=, not "
+                "from configure_optimizers"
+            )
+
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
         self.step_schedulers("epoch", self.trainer.current_epoch)
@@ -138,7 +147,7 @@ class BlockTraining(LitVAE):
             if not isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step()
                 continue
-            assert self.schedule is not None
+            assert self.schedule is not None  # see on_train_start
             value = self.trainer.callback_metrics.get(self.schedule.monitor)
             if value is None:
                 log.warning("scheduler: without %s the rate stays", self.schedule.monitor)
