@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from comparison_runs import EVALUATION, entries, entry, evaluated, folders
 
-from vae.analysis.limit import Limit
+from vae.analysis.limit import Limit, Mixing
 from vae.models.likelihoods import Gaussian
 from vae.reports.comparison import chain_verdict, tables, verdict
-from vae.reports.comparison.cautions import differing_settings, elbo_gap_caution
+from vae.reports.comparison.cautions import differing_settings, elbo_gap_caution, mixing_caution
 from vae.reports.comparison.entries import Entry
 from vae.reports.comparison.limit import best_limit
 from vae.reports.comparison.measure import read_evaluation
@@ -57,7 +57,10 @@ def test_a_chain_that_left_in_the_evaluation_has_no_limit(entries: list[Entry]) 
     left["chain/limit_kl"] = None
     limit = best_limit(training.trace, left)
     assert (limit.kl, limit.has_limit) == (math.inf, False)
-    gone = Entry("A", [dataclasses.replace(training, limit=limit)])
+    slow = dataclasses.replace(training, mixing=Mixing(100.0, "exact"))
+    assert "mixing time 100 steps" in (mixing_caution(Entry("A", [slow])) or "")
+    gone = Entry("A", [dataclasses.replace(slow, limit=limit)])
+    assert mixing_caution(gone) is None
     text = chain_verdict.chain(gone)
     assert "of 500 chains in the evaluation not all are finite from step 120 on" in text
     assert "nats from the prior" not in text

@@ -255,7 +255,7 @@ def test_mixing_is_what_was_measured(baseline: Training) -> None:
 
     def text(mixing: Mixing) -> str:
         trace = ChainTrace([], [0.5] * 101, 101, 0.99, None, limit, mixing)
-        training = dataclasses.replace(baseline, trace=trace, mixing=mixing)
+        training = dataclasses.replace(baseline, trace=trace, limit=limit, mixing=mixing)
         return cautions.mixing_caution(Entry("A", [training])) or ""
 
     assert "37% of the start is left" in text(Mixing(100.0, "exact"))
