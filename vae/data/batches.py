@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     index: Tensor | None = None  # type: ignore[assignment]  # [B], places of the images in their file of `file_size` images
     file_size: int = 0
     split_name: str = ""  # train, val or test
-    size: int = 0  # images in the batch of all processes
+    size: int = 0  # images in the batch of all processes; those of `pixels` where it is 0
     rank: int = 0
     world_size: int = 1
     transform: PixelTransform = "grey"
@@ -54,9 +54,9 @@ class Batch(NamedTuple):
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `values` [B] over the whole batch, once DDP has averaged over the processes.
 
-        Processes may have unequal shares of the batch, or none.
+        Processes may have unequal shares of the batch, or none. An empty batch has mean 0.
         """
-        return values.sum() * (self.world_size / self.size)
+        return values.sum() * (self.world_size / max(self.size, 1))
 
     def split(self, batch_size: int) -> "list[Batch]":
         """The batches of a block of several, in one process."""
@@ -78,7 +78,7 @@ def as_batch(batch: Any) -> Batch:
     Raises TypeError for anything else, such as a dictionary.
     """
     if isinstance(batch, Batch):
-        return batch
+        return batch if batch.size else batch._replace(size=len(batch.pixels))
     if isinstance(batch, Tensor):
         return Batch(batch, size=len(batch))
     if not isinstance(batch, list | tuple):
@@ -92,11 +92,13 @@ def as_batch(batch: Any) -> Batch:
 def as_images(
     pixels: Tensor, transform: PixelTransform = "grey", uniform: Tensor | None = None
 ) -> Tensor:
-    """uint8 pixels as float images in [0, 1]; float ones are images already.
+    """Integer pixels, 0 to 255, as float images in [0, 1]; float and boolean ones are images.
 
     Transforms other than grey take `uniform`, draws from [0, 1) of the same shape.
     """
     if transform == "grey" or uniform is None:
+        if pixels.dtype == torch.bool:
+            return pixels.float()
         return pixels if pixels.is_floating_point() else pixels / 255
     if transform == "dequantised":
         return (pixels + uniform) / 256
@@ -106,10 +108,14 @@ def as_images(
 class ImageBatches(Dataset[Batch]):
     """Maps (indices [B], images in the whole batch) to the Batch of these images."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, **constant: Any) -> None:
+    def __init__(self, images: int, pixels: Tensor, labels: Tensor, **constant: Any) -> None:
+        self.images = images  # of the split, among these pixels
         self.pixels, self.labels = pixels, labels
         self.constant = {"file_size": len(pixels), **constant}  # fields equal in all batches
         self.fixed_noise: Callable[[Tensor], Tensor | None] | None = None
+
+    def __len__(self) -> int:
+        return self.images
 
     def __getitem__(self, item: tuple[Tensor, int]) -> Batch:
         index, size = item
@@ -128,10 +134,11 @@ class IndexBatches(DistributedSampler[Tensor], SequentialSampler):
 
     The order depends on (seed, epoch) alone, so a resumed run sees what the uninterrupted one would
     have seen: `position` is asked for the epoch and the batches done in it, and not before the
-    first batch is. `batch_size` is that of one process. Batch k of all processes together is batch
-    k of one process with world_size times the batch size, dealt out in turns; so all have as many
-    batches, and the last may be short, or even empty. Its base classes tell Lightning that it is
-    distributed already and, where it does not shuffle, in order.
+    first batch is; without it `set_epoch` says the epoch. `batch_size` is that of one process.
+    Batch k of all processes together is batch k of one process with world_size times the batch
+    size, dealt out in turns; so all have as many batches, and the last may be short, or even empty.
+    Its base classes tell Lightning that it is distributed already and, where it does not shuffle,
+    in order.
     """
 
     def __init__(
@@ -141,7 +148,7 @@ class IndexBatches(DistributedSampler[Tensor], SequentialSampler):
         shuffle_seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
-        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        position: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
         super().__init__(images, num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.images, self.batch_size, self.shuffle_seed = images, batch_size, shuffle_seed
@@ -152,7 +159,7 @@ class IndexBatches(DistributedSampler[Tensor], SequentialSampler):
         return -(-len(self.images) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:  # type: ignore[override]
-        epoch, done = self.position()
+        epoch, done = self.position() if self.position else (self.epoch, 0)
         order = self.images
         if self.shuffle_seed is not None:
             generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + epoch)

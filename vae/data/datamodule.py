@@ -68,6 +68,8 @@ class ImageDataModule(L.LightningDataModule):
             "batch_size": self.batch_size,
             "eval_batch_size": self.eval_batch_size,
             "val_size": self.val_size,
+            "val_seed": self.val_seed,
+            "seed": self.seed,
         }
         parameters = signature_of(ImageDataModule).parameters
         for name, value in given.items():
@@ -112,23 +114,32 @@ class ImageDataModule(L.LightningDataModule):
             order = torch.randperm(count, generator=torch.Generator().manual_seed(self.val_seed))
             self.index["val"] = order[: self.val_size].sort().values
             self.index["train"] = order[self.val_size :].sort().values
-        if stage in ("test", "predict") and "test" not in self.index:
+        if stage in (None, "test", "predict") and "test" not in self.index:
             self._load(("test",), train=False)
             self.index["test"] = torch.arange(len(self.labels["test"]))
 
     # --- images -----------------------------------------------------------------------------
 
+    def places(self, split: str) -> Tensor:
+        """Which pixels are the split's, int64 [n]; RuntimeError before `setup` has read them."""
+        if split not in self.index:
+            stage = "test" if split == "test" else "fit"
+            raise RuntimeError(
+                f"the {split} images are not read: prepare_data() and setup({stage!r}) come first"
+            )
+        return self.index[split]
+
     def split_pixels(self, split: str, stop: int | None = None) -> Tensor:
         """The first `stop` images of a split, uint8 [n, C, H, W]; all of them without it."""
-        return self.pixels[split].index_select(0, self.index[split][:stop])
+        return self.pixels[split].index_select(0, self.places(split)[:stop])
 
     def split_labels(self, split: str, stop: int | None = None) -> Tensor:
         """The labels of `split_pixels`, uint8 [n]."""
-        return self.labels[split].index_select(0, self.index[split][:stop])
+        return self.labels[split].index_select(0, self.places(split)[:stop])
 
     def images(self, split: str, n: int | None = None) -> Tensor:
         """The first n images of a split, or all, as a model sees them: float [n, C, H, W]."""
-        index = self.index[split][:n]
+        index = self.places(split)[:n]
         return as_images(
             self.split_pixels(split, n), self.transform, self.fixed_noise(split, index)
         )
@@ -173,14 +184,15 @@ class ImageDataModule(L.LightningDataModule):
         # Under DDP a backward pass belongs to one call of the training step: a block is one batch.
         blocks = self.batches_per_block if world_size == 1 else 1
         batches = IndexBatches(
-            self.index[split],
+            self.places(split),
             self.batch_size * blocks if training else self.eval_batch_size,
             shuffle_seed,
             rank,
             world_size,
-            position=self._position if training else lambda: (0, 0),
+            position=self._position if training and self.trainer is not None else None,
         )
         images = ImageBatches(
+            len(self.index[split]),
             self.pixels[split],
             self.labels[split],
             split_name=split,
@@ -207,11 +219,13 @@ class ImageDataModule(L.LightningDataModule):
         return batch  # the pixels are on the device already
 
     def _position(self) -> tuple[int, int]:
-        """The Trainer's epoch, and the batches of it that a checkpoint has behind it."""
-        if self.trainer is None:
-            return 0, 0
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return self.trainer.current_epoch, done
+        """The Trainer's epoch, and the batches of it that a checkpoint has behind it.
+
+        Only the Trainer's own first pass after a restart leaves those out.
+        """
+        epoch_loop = self.trainer.fit_loop.epoch_loop  # type: ignore[union-attr]
+        done = epoch_loop.batch_progress.current.ready if epoch_loop.restarting else 0
+        return self.trainer.current_epoch, done  # type: ignore[union-attr]
 
     def _load(self, splits: tuple[str, ...], train: bool) -> None:
         images, labels = self.read(train)

@@ -31,8 +31,11 @@ def gaussian_log_likelihood(x: Tensor, mean: Tensor, sigma: float | Tensor) -> T
     """log N(x; mean, sigma² I) per image, [B], constant included.
 
     Equal to `Normal(mean, sigma).log_prob(x)` summed over pixels. One scalar sigma lets the squares
-    be summed first, which makes a training step of a linear VAE 1.4 to 1.5 times as fast.
+    be summed first, which makes a training step of a linear VAE 1.4 to 1.5 times as fast. Raises
+    ValueError where images and means have different shapes, which would broadcast.
     """
+    if x.shape[1:] != mean.shape[1:]:
+        raise ValueError(f"the decoder's images are {list(mean.shape)}, the data's {list(x.shape)}")
     pixels = x.shape[1:].numel()  # also of an empty batch
     squared_error = (x - mean).square().flatten(1).sum(1)
     scale = 2 * math.pi * sigma**2

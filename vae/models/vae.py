@@ -77,6 +77,10 @@ class VAE(nn.Module):
                 f"not {list(x.shape)}"
             )
         mean, log_sd = self.encoder(x)
+        if mean.shape[1:] != (self.latent_dim,):
+            raise ValueError(
+                f"the encoder's means [B, m] must be [B, {self.latent_dim}], not {list(mean.shape)}"
+            )
         return Normal(to_float32(mean), to_float32(log_sd).exp(), validate_args=False)
 
     def decode(self, z: Tensor) -> Distribution:
@@ -109,7 +113,10 @@ class VAE(nn.Module):
         self, n: int, generator: torch.Generator | None = None, noisy: bool = False
     ) -> Tensor:
         """Mean images f(z) of n draws from the prior, [n, C, H, W]; draws of p(x|z) if `noisy`."""
-        z = torch.randn(n, self.latent_dim, generator=generator, device=self.device)
+        weight = next(self.parameters())
+        z = torch.randn(
+            n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device
+        )
         output = self.output(z)
         return self.likelihood.sample(output, generator) if noisy else self.likelihood.mean(output)
 

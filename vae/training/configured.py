@@ -30,6 +30,8 @@ class ConfiguredModule(L.LightningModule):
         scheduler: Callable[[Optimizer], Any] | Schedule | Settings | None = None,
     ) -> None:
         super().__init__()
+        if is_settings(optimizer):
+            optimizer = {**optimizer, "_partial_": True}  # type: ignore[dict-item]
         self.optimizer = from_settings(optimizer) or partial(torch.optim.Adam, lr=1e-3)
         self.schedule = as_schedule(scheduler)
 
@@ -68,9 +70,10 @@ class ConfiguredModule(L.LightningModule):
     @property
     def lr(self) -> float:
         """The optimizer's learning rate, which Lightning's LearningRateFinder may set."""
-        given = self.optimizer.keywords.get("lr")
-        default = inspect.signature(self.optimizer.func).parameters["lr"].default
-        return default if given is None else given
+        parameters = inspect.signature(self.optimizer).parameters  # a partial's own defaults
+        if "lr" not in parameters:
+            raise AttributeError("the optimizer has no argument lr")
+        return parameters["lr"].default
 
     @lr.setter
     def lr(self, value: float) -> None:

@@ -10,6 +10,7 @@ from vae.analysis.latents import COLLAPSE_THRESHOLD, INACTIVE_THRESHOLD
 from vae.data.batches import Batch
 from vae.models.elbo import ELBOTerms, noise_per_image
 
+CHUNK = 1000  # images whose noise is drawn together
 FOLD = 64  # training steps whose terms are kept before they are added up
 
 
@@ -113,13 +114,21 @@ class FixedNoise:
     def __init__(self, latent_dim: int, seed: int) -> None:
         self.latent_dim, self.seed = latent_dim, seed
         self.of_file = torch.empty(0, latent_dim)
+        self.in_turn = torch.empty(0, latent_dim)
+        self.seen = 0  # images of this process since its first batch
 
-    def __call__(self, batch: Batch, batch_idx: int) -> Tensor:
-        """By the images' places in their file; by the batch's number where these are unknown."""
+    def __call__(self, batch: Batch, batch_idx: int, rank: int = 0, world_size: int = 1) -> Tensor:
+        """By the images' places in their file; where these are unknown, by their places in the
+        loader, which deals them out to the processes in turns."""
         device = batch.pixels.device
         if batch.index is None:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch_idx)
-            return torch.randn(len(batch.pixels), self.latent_dim, generator=generator).to(device)
+            first = self.seen if batch_idx else 0
+            self.seen = first + len(batch.pixels)
+            while len(self.in_turn) < self.seen * world_size:
+                chunk = torch.Generator().manual_seed(self.seed * 1_000_003 + len(self.in_turn))
+                more = torch.randn(CHUNK, self.latent_dim, generator=chunk)
+                self.in_turn = torch.cat([self.in_turn.to(device), more.to(device)])
+            return self.in_turn[rank::world_size][first : self.seen]
         if len(self.of_file) != batch.file_size:
             self.of_file = noise_per_image(batch.file_size, self.latent_dim, self.seed).to(device)
         return self.of_file.index_select(0, batch.index)

@@ -14,6 +14,7 @@ from vae.theory.ppca import PPCA
 from vae.training.configured import ConfiguredModule
 from vae.training.hyperparameters import Settings, from_settings
 from vae.training.metrics import ELBOMetric, FixedNoise, TrainMetric
+from vae.training.one_graph import CompiledLoss
 from vae.training.schedules import Schedule
 
 
@@ -45,7 +46,7 @@ class LitVAE(ConfiguredModule):
         self.model: VAE = from_settings(model)
         self.objective = from_settings(objective) or ELBO()
         self.compute_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
-            torch.compile(self.loss_terms) if compile else self.loss_terms
+            CompiledLoss(self) if compile else self.loss_terms
         )
         self.fixed_noise = FixedNoise(self.model.latent_dim, eval_seed)
         self.train_metric = TrainMetric()
@@ -91,6 +92,8 @@ class LitVAE(ConfiguredModule):
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = as_batch(batch)
+        if dataloader_idx and not batch.split_name:
+            raise TypeError("several test loaders: their images would be averaged; test one a time")
         self.evaluate(batch, batch_idx, batch.split_name or "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -100,11 +103,12 @@ class LitVAE(ConfiguredModule):
 
     def evaluate(self, batch: Batch, batch_idx: int, split: str) -> None:
         """Add a batch to the metrics of a split: its ELBO terms with one sample of q an image."""
-        terms, q = self.model.elbo_terms(batch.images(), self.fixed_noise(batch, batch_idx))
+        place = (batch_idx, self.trainer.global_rank, self.trainer.world_size)
+        terms, q = self.model.elbo_terms(batch.images(), self.fixed_noise(batch, *place))
         self.eval_metrics[split].update(terms, q.loc)
 
     def on_validation_epoch_end(self) -> None:
-        """Log both splits at the same step; train is the mean since the last validation."""
+        """Log both splits at the same step; train is the mean since it was logged last."""
         if not self.trainer.sanity_checking:
             self.log_train_metrics()
         if getattr(self.model.likelihood, "learned", False):

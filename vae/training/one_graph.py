@@ -1,4 +1,4 @@
-"""A loss and its gradients compiled as one graph.
+"""A learning step's loss compiled, alone or with its gradients as one graph.
 
 torch.compile leaves the backward pass to autograd, which saves tensors in between and calls the
 compiled halves one after the other. For a linear model that takes a third of a step.
@@ -19,6 +19,22 @@ if TYPE_CHECKING:
 Terms = tuple[Tensor, Tensor, Tensor]  # what loss_terms returns, [B] each
 Tensors = dict[str, Tensor]
 LossTerms = Callable[[Tensor, Tensor, int], Terms]
+
+
+class CompiledLoss:
+    """`learning.loss_terms`, compiled at its first call; a copy of `learning` compiles its own."""
+
+    def __init__(self, learning: "LitVAE") -> None:
+        self.learning = learning
+        self.compiled: Callable[..., Any] | None = None
+
+    def __call__(self, x: Tensor, eps: Tensor, step: int) -> Any:
+        if self.compiled is None:
+            self.compiled = torch.compile(self.learning.loss_terms)
+        return self.compiled(x, eps, step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"learning": self.learning, "compiled": None}
 
 
 class CastsWeights(TorchFunctionMode):

@@ -71,13 +71,13 @@ def run_length(trainer: L.Trainer, interval: str) -> int:
             "trainer.max_steps, or take scheduler=none"
         )
     if interval == "step":
-        length: float = steps
-    elif trainer.max_epochs is not None and trainer.max_epochs > 0:
-        length = trainer.max_epochs
-    else:
+        return max(1, int(steps))
+    epochs = trainer.max_epochs or -1
+    most: float = epochs if epochs > 0 else math.inf
+    if math.isfinite(steps) and math.isfinite(trainer.num_training_batches):
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        length = math.ceil(steps / per_epoch)
-    return max(1, int(length))
+        most = min(most, math.ceil(steps / max(per_epoch, 1)))
+    return max(1, int(most))
 
 
 def replay(schedule: Schedule, scheduler: Any, optimizer: Optimizer, length: int) -> None:
