@@ -210,6 +210,18 @@ def test_what_no_sweep_can_do_is_refused_before_its_folder(override, problem, tm
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("hydra.run.dir=README.md", "error: hydra.run.dir=README.md: File exists"),
+        ("~model=baseline", "error: model.likelihood.sigma: Interpolation key 'sigma' not found"),
+    ],
+)
+def test_what_no_run_can_do_is_one_line(override, line):
+    done = run_vae("train", "data=digits", override)
+    assert (done.returncode, done.stderr.strip()) == (2, line)
+
+
 def test_a_single_run_does_not_go_over_a_finished_one(tmp_path):
     (tmp_path / "metrics.json").write_text('{"val/elbo": 1.0}')
     done = run_vae("train", "data=digits", f"hydra.run.dir={tmp_path}")

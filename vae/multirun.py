@@ -13,7 +13,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -200,7 +200,8 @@ class Sweep(Callback):
                     f"hydra.run.dir={folder} holds an unfinished run; resume={folder} resumes it"
                 )
             if is_stamped(config.hydra.run):
-                folder = make_unique_folder(folder)
+                with can_write("hydra.run.dir", folder):
+                    folder = make_unique_folder(folder)
                 with open_dict(config.hydra.run):
                     config.hydra.run.dir = str(folder)
         self._hold(folder, "resume" if resumes else "hydra.run.dir")
@@ -229,7 +230,8 @@ class Sweep(Callback):
         refuse_intervals(config)
         folder = Path(config.hydra.sweep.dir)
         if is_stamped(config.hydra.sweep):
-            folder = make_unique_folder(folder)
+            with can_write("hydra.sweep.dir", folder):
+                folder = make_unique_folder(folder)
             with open_dict(config.hydra):
                 config.hydra.sweep.dir = str(folder)
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")  # for the jobs
@@ -263,9 +265,19 @@ class Sweep(Callback):
 
     def _hold(self, folder: Path, setting: str) -> None:
         try:
-            FOLDER_LOCKS.enter_context(folder_lock(folder, setting))
+            with can_write(setting, folder):
+                FOLDER_LOCKS.enter_context(folder_lock(folder, setting))
         except UserError as error:
             exit_with_usage_error(str(error))
+
+
+@contextlib.contextmanager
+def can_write(setting: str, folder: Path) -> Iterator[None]:
+    """Ends the process in a line where the folder cannot be made or written."""
+    try:
+        yield
+    except OSError as error:
+        exit_with_usage_error(f"{setting}={folder}: {error.strerror or error}")
 
 
 def refuse_unswept(config: DictConfig) -> None:

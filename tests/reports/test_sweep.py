@@ -23,7 +23,7 @@ from vae.reports.sweep.rate_distortion import (
     has_rate_distortion,
     points,
 )
-from vae.reports.sweep.runs import read_sweep
+from vae.reports.sweep.runs import read_runs, read_sweep
 from vae.reports.sweep.summary import summarise
 from vae.reports.sweep.table import table
 from vae.runs.errors import UserError
@@ -175,6 +175,20 @@ def test_experiments_are_told_apart(tmp_path):
     made_up(tmp_path, 1.0, "+experiment=lab")
     made_up(tmp_path, 2.0, "+experiment=fast")
     assert groups_of(tmp_path) == {("baseline", "lab"): 1.0, ("baseline", "fast"): 2.0}
+
+
+def test_a_runs_command_names_its_config(tmp_path):
+    """Of a config folder and a primary config of one's own, as Hydra records them."""
+    folder = made_up(tmp_path, 1.0, "seed=1")
+    (run,) = read_runs(tmp_path)
+    assert run.command == "python -m vae.train seed=1 threads=3"
+    own = {"path": "my conf", "schema": "file", "provider": "command-line"}
+    main = {"path": "conf", "schema": "file", "provider": "main"}
+    hydra = {"job": {"config_name": "mine"}, "runtime": {"config_sources": [main, own]}}
+    OmegaConf.save(OmegaConf.create({"hydra": hydra}), folder / ".hydra" / "hydra.yaml")
+    (run,) = read_runs(tmp_path)
+    flags = "'--config-dir=my conf' --config-name=mine"
+    assert run.command == f"python -m vae.train {flags} seed=1 threads=3"
 
 
 def test_settings_that_no_result_depends_on_do_not_part_seeds(tmp_path):

@@ -211,6 +211,7 @@ def test_what_lightning_and_torch_allow_is_allowed(overrides: list[str]):
         ),
         ("+data.seed=3", "data.seed: the seed of the run is seed=N"),
         ("seed=-1", "seed=-1 must be an integer from 0"),
+        ("seed='7'", "seed='7' must be an integer from 0"),
         ("+sede=1", "sede: unknown; did you mean seed?"),
         ("threads=0", "threads=0 must be an integer from 1 to 1024, or null"),
         ("learning.compile=yes_please", "learning.compile=yes_please must be true | false"),
@@ -237,6 +238,14 @@ def test_the_builder_names_what_is_wrong(override: str, line: str):
         found = list(error.problems)
     assert len(found) == 1, found
     assert found[0].startswith(line)
+
+
+def test_a_missing_setting_is_told_once():
+    config = settings()
+    config.seed = None
+    with pytest.raises(UserError) as refused:
+        Builder(config).require("seed", "model")
+    assert [*refused.value.problems] == ["seed=None must be an integer from 0 to 4294967295"]
 
 
 def test_arguments_of_a_base_class_are_known_through_kwargs():

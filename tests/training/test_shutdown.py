@@ -126,10 +126,22 @@ def test_what_a_checkpoint_belongs_to_cannot_be_changed(tmp_path: Path):
     assert (changed.callbacks.chain, changed.scheduler.T_max) == (None, "auto")
     same = ("data.batch_size=128", "model=baseline", "data=digits", "trainer.max_epochs=31")
     assert resumed(*same).trainer.max_epochs == 31  # the whole command again is no change
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("[+experiment=fast]")
+    assert resumed("+experiment=fast", "trainer.max_epochs=60").trainer.max_epochs == 60
+    with pytest.raises(UserError, match=r"\+experiment=lab cannot be changed"):
+        resumed("+experiment=lab")
     with pytest.raises(UserError, match=r"optimizer\.lr=1 cannot be changed") as raised:
         resumed("optimizer.lr=1", "model=deep", "callbacks=none")
     assert raised.value.problems[2].startswith("callbacks=none: while resuming")
     assert len(raised.value.problems) == 3
+
+
+def test_a_run_is_not_resumed_to_be_shorter(tmp_path: Path):
+    """It would be recorded as a run of fewer epochs than its weights have."""
+    train(settings(*NO_PICTURES, "trainer.max_epochs=2"), tmp_path)
+    with pytest.raises(UserError, match=r"^trainer\.max_epochs=1: .* has 2 epochs behind it"):
+        train(settings(*NO_PICTURES, "trainer.max_epochs=1"), tmp_path)
+    assert train(settings(*NO_PICTURES, "trainer.max_epochs=2"), tmp_path)["train/images"] == 400
 
 
 def test_settings_from_before_a_key_existed_take_its_default(tmp_path: Path):

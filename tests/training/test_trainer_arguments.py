@@ -203,8 +203,8 @@ def test_the_overfitting_preset_learns_its_batches_by_heart(
 def test_the_limiting_preset_limits(tmp_path: Path) -> None:
     limit = ["+debug=limit", "data.batch_size=4", "data.eval_batch_size=5"]
     recorder, metrics = run(tmp_path, *limit, "trainer.max_epochs=3")
-    assert recorder.batches[1:] == [1, 1, 1]  # of 100
-    assert metrics["test/images"] == 15  # 3 of 60 batches
+    assert recorder.batches[1:] == [5, 5, 5]  # of 100
+    assert metrics["test/images"] == 5  # a batch of 60
 
 
 def test_the_profiling_preset_profiles(tmp_path: Path) -> None:

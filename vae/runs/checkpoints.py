@@ -9,6 +9,7 @@ from torch import nn
 
 from vae.models.vae import VAE
 from vae.runs.errors import UserError
+from vae.runs.keys import select
 from vae.runs.untrusted import check_checkpoint, check_sizes
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
@@ -66,6 +67,17 @@ def check_weights(model: nn.Module, folder: Path) -> None:
             mismatch = shape_mismatch(model, model_state(checkpoint[part]))
             if mismatch is not None:
                 raise UserError(f"{path} is of other networks than the run's settings: {mismatch}")
+
+
+def check_length(max_epochs: int | None, folder: Path) -> None:
+    """Raise UserError where the folder's last checkpoint has more epochs behind it than the run is
+    to have."""
+    loops = read_checkpoint(folder / LAST).get("loops", {})
+    done = select(loops, "fit_loop.epoch_progress.current.processed")
+    if max_epochs is not None and isinstance(done, int) and 0 <= max_epochs < done:
+        raise UserError(
+            f"trainer.max_epochs={max_epochs}: {folder} has {done} epochs behind it already"
+        )
 
 
 def weights_digest(folder: Path) -> str:

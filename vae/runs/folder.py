@@ -27,7 +27,7 @@ from vae.runs.keys import select, split_override
 from vae.runs.printable import printable
 from vae.runs.resumable import check_resumable, resolver_keys, use_prepared_root
 from vae.runs.signatures import node_problems
-from vae.runs.untrusted import check_links, check_targets, read_settings
+from vae.runs.untrusted import as_texts, check_links, check_targets, read_settings, read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -169,15 +169,18 @@ def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> D
     """The settings of a run to resume, with the other overrides of the command line on top.
 
     `today` are the settings that this command line composes without the run: the values of its
-    overrides, and of whole keys that came with a later version than the run's.
+    overrides, and of whole keys that came with a later version than the run's. A preset, such as
+    +experiment=fast, has no value: it is no change where the run was started with it.
     """
     saved = read_config(folder)
     changes = {o: split_override(o)[0] for o in overrides if not o.startswith("resume=")}
     now, then = resolved(copy.deepcopy(today)), OmegaConf.to_container(saved)
+    started_with = as_texts(read_yaml(folder / ".hydra" / "overrides.yaml"))
+    presets = {o for o in started_with if split_override(o)[0].split(".")[0] not in now}
     changes = {  # without overrides that say what the run has already
         o: key
         for o, key in changes.items()
-        if (value := select(now, key)) is None or value != select(then, key)
+        if o not in presets and ((value := select(now, key)) is None or value != select(then, key))
     }
     fixed = [o for o, key in changes.items() if not may_change_on_resume(key)]
     refused = [f"{o} cannot be changed while resuming {folder}" for o in fixed]

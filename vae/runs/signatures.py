@@ -9,6 +9,7 @@ import difflib
 import functools
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -238,6 +239,12 @@ def unknown(key: str, known: Iterable[str]) -> str:
     return f"{printable(key)}: unknown" + (f"; did you mean {near[0]}?" if near else "")
 
 
+NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)
+
+
 def shown(value: Any) -> str:
+    """As an override writes it; text that looks like a number in quotes."""
     text = str(value)
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        text = repr(value)
     return printable(text if text.isprintable() and text else repr(value), length=200)

@@ -92,8 +92,10 @@ class Builder:
 
     def require(self, *keys: str) -> None:
         """Raise for keys that were taken away, or that are null and cannot be."""
-        if missing := [f"{key}: is missing" for key in keys if self._node(key) is None]:
-            raise UserError(*self.problems, *missing)
+        if missing := [key for key in keys if self._node(key) is None]:
+            told = {key_of(problem) for problem in self.problems}
+            more = [f"{key}: is missing" for key in missing if key not in told]
+            raise UserError(*self.problems, *more)
 
     def _node(self, key: str) -> Any:
         node: Any = self.config

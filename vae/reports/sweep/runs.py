@@ -5,6 +5,7 @@ Reads a run's settings, metrics.json and job.json, never a checkpoint, and does 
 
 import math
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ class SweepRun:
     metrics: dict[str, float | None]  # None: not finite
     settings: dict[str, Any]
     threads: int | None = None
+    config_flags: tuple[str, ...] = ()  # Hydra's --config-dir and --config-name
 
     @property
     def model(self) -> str:
@@ -56,10 +58,13 @@ class SweepRun:
 
     @property
     def command(self) -> str:
-        """The command that repeats this run, with the number of threads it had."""
+        """The command that repeats this run, with the number of threads it had, its config and
+        where that was looked for."""
         given = self.threads and self.overridden("threads") is None
         threads = [f"threads={self.threads}"] if given else []
-        return shlex.join(["python", "-m", "vae.train", *self.overrides, *threads])
+        return shlex.join(
+            ["python", "-m", "vae.train", *self.config_flags, *self.overrides, *threads]
+        )
 
     def value(self, key: str) -> Any:
         """The value of a setting, or the option chosen of a config group such as `model`."""
@@ -123,7 +128,8 @@ def read_run(sweep: Path, folder: Path) -> SweepRun:
             metrics[name] = latents - metrics[collapsed]
     metrics |= squared_errors(metrics, settings)
     overrides = read_yaml(folder / ".hydra" / "overrides.yaml")
-    choices = select(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices")
+    hydra = select(read_yaml(folder / ".hydra" / "hydra.yaml"), "hydra")
+    choices = select(hydra, "runtime.choices")
     threads = read_json(folder / "environment.json").get("threads")
     return SweepRun(
         folder=str(folder.relative_to(sweep)),
@@ -134,7 +140,19 @@ def read_run(sweep: Path, folder: Path) -> SweepRun:
         metrics=metrics if state == "finished" else {},
         settings=settings,
         threads=threads if isinstance(threads, int) else None,
+        config_flags=tuple(config_flags(hydra)),
     )
+
+
+def config_flags(hydra: Any) -> Iterator[str]:
+    """Of the command, where its config was another than this project's own."""
+    sources = select(hydra, "runtime.config_sources")
+    for source in sources if isinstance(sources, list) else ():
+        if select(source, "provider") == "command-line" and select(source, "path"):
+            yield f"--config-dir={select(source, 'path')}"
+    name = select(hydra, "job.config_name")
+    if isinstance(name, str) and name != "train":
+        yield f"--config-name={name}"
 
 
 def squared_errors(metrics: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
