@@ -60,7 +60,7 @@ class SignalHandler(L.Callback):
             return
         if trainer.is_last_batch or trainer.fit_loop.epoch_loop._should_accumulate():
             return  # the epoch's end saves after validation; gradients under way cannot be saved
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)
         self._saved_at = trainer.global_step
         self._stop_if_told(trainer)
 
