@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -222,7 +223,8 @@ class Sweep(Callback):
                 "hydra.sweeper.direction=minimize looks for the worst validation ELBO; "
                 "use hydra/sweeper=optuna_search, or hydra.sweeper.direction=maximize"
             )
-        if "${" not in raw(config.hydra.sweep)["subdir"]:
+        swept = [override for override in parsed(config) if override.is_sweep_override()]
+        if swept and "${" not in raw(config.hydra.sweep)["subdir"]:
             exit_with_usage_error(
                 f"hydra.sweep.subdir={config.hydra.sweep.subdir} is one folder for all jobs of a "
                 "sweep; ${hydra.job.num} or ${hydra.job.override_dirname} in it tells them apart"
@@ -296,8 +298,7 @@ def refuse_intervals(config: DictConfig) -> None:
     sweeper = config.hydra.get("sweeper") or {}
     if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
         return
-    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    for override in OverridesParser.create().parse_overrides([*params, *overrides(config)]):
+    for override in parsed(config):
         if override.is_interval_sweep():
             exit_with_usage_error(
                 f"{override.input_line}: an interval is for a sweeper that searches; give values "
@@ -305,10 +306,17 @@ def refuse_intervals(config: DictConfig) -> None:
             )
 
 
+def parsed(config: DictConfig) -> list[Override]:
+    """The overrides of a multirun, and what its sweeper adds."""
+    params = (config.hydra.get("sweeper") or {}).get("params") or {}
+    given = [*(f"{key}={value}" for key, value in params.items()), *overrides(config)]
+    return OverridesParser.create().parse_overrides(given)
+
+
 def overrides(config: DictConfig) -> list[str]:
     """What the command line sets of the task's config."""
-    task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    return task
+    task = OmegaConf.select(config, "hydra.overrides.task")
+    return [] if task is None else OmegaConf.to_container(task, resolve=False)  # type: ignore[return-value]
 
 
 def is_stamped(node: DictConfig) -> bool:
