@@ -99,6 +99,8 @@ def test_test_files_are_opened_by_testing_alone():
         ({"pixels": "binarized"}, r"data\.pixels=binarized must be grey \| dequantised"),
         ({"batch_size": 0}, r"data\.batch_size=0 must be an integer from 1 to"),
         ({"val_size": 500}, r"data\.val_size=500 leaves none of 500 images"),
+        ({"val_seed": 2.5}, r"data\.val_seed=2\.5 must be an integer from 0"),
+        ({"seed": "x"}, r"data\.seed=x must be an integer from 0"),
         ({"name": "mnst"}, r"data\.name=mnst must be mnist"),
     ],
     ids=str,
