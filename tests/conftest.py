@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -68,6 +69,14 @@ def timeless_metrics(folder: Path) -> dict[str, float]:
 def build_model(*overrides: str, seed: int = 0) -> VAE:
     torch.manual_seed(seed)
     return instantiate(settings(*overrides).model, _convert_="all")
+
+
+def quiet_trainer(**options: Any) -> L.Trainer:
+    """A Trainer of one's own on a CPU that leaves nothing on the screen or the disk."""
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    return L.Trainer(accelerator="cpu", **quiet | options)  # type: ignore[arg-type]
 
 
 def set_linear(model: VAE, weights: dict[str, torch.Tensor]) -> VAE:

@@ -158,19 +158,19 @@ def test_submitit_restarts_a_sweep(serial, tmp_path):
     assert list(tmp_path.glob(".submitit/*"))
 
 
-def test_a_multirun_over_several_devices_is_refused(tmp_path):
-    done = run_vae(
-        "train",
-        "-m",
-        "trainer=ddp",
-        "model.latent_dim=2,8",
-        f"hydra.sweep.dir={tmp_path / 'sweep'}",
-    )
+def refusal(sweep: Path, *overrides: str) -> str:
+    """The one line that refuses a sweep, before its folder is made."""
+    done = run_vae("train", "-m", *overrides, f"hydra.sweep.dir={sweep}")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: trainer.devices=2 in a multirun: ")
-    assert "hydra/launcher=joblib" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "sweep").exists()
+    assert not sweep.exists()
+    return done.stderr
+
+
+def test_a_multirun_over_several_devices_is_refused(tmp_path):
+    line = refusal(tmp_path / "sweep", "trainer=ddp", "model.latent_dim=2,8")
+    assert line.startswith("error: trainer.devices=2 in a multirun: ")
+    assert "hydra/launcher=joblib" in line
 
 
 @pytest.mark.parametrize(
@@ -202,12 +202,8 @@ def test_what_a_multirun_cannot_do(override, problem, capsys, tmp_path):
     ],
 )
 def test_what_no_sweep_can_do_is_refused_before_its_folder(override, problem, tmp_path):
-    sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
-    done = run_vae("train", "-m", "data=digits", "seed=0,1", sweep, override)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {problem}")
-    assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "sweep").exists()
+    line = refusal(tmp_path / "sweep", "data=digits", "seed=0,1", override)
+    assert line.startswith(f"error: {problem}")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -200,12 +200,13 @@ class Sweep(Callback):
                 exit_with_usage_error(
                     f"hydra.run.dir={folder} holds an unfinished run; resume={folder} resumes it"
                 )
-            if is_stamped(config.hydra.run):
-                with can_write("hydra.run.dir", folder):
-                    folder = make_unique_folder(folder)
+        setting = "resume" if resumes else "hydra.run.dir"
+        with usage_errors(setting, folder):
+            if not resumes and is_rank_zero() and is_stamped(config.hydra.run):
+                folder = make_unique_folder(folder)
                 with open_dict(config.hydra.run):
                     config.hydra.run.dir = str(folder)
-        self._hold(folder, "resume" if resumes else "hydra.run.dir")
+            FOLDER_LOCKS.enter_context(folder_lock(folder, setting))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """A sweep gets a folder that no other sweep has, or the one that was named."""
@@ -218,26 +219,28 @@ class Sweep(Callback):
             refuse_several_devices(config)
         except UserError as error:
             exit_with_usage_error(str(error))
-        if str((config.hydra.get("sweeper") or {}).get("direction", "")).endswith("minimize"):
+        if str(sweeper(config).get("direction", "")).endswith("minimize"):
             exit_with_usage_error(
                 "hydra.sweeper.direction=minimize looks for the worst validation ELBO; "
                 "use hydra/sweeper=optuna_search, or hydra.sweeper.direction=maximize"
             )
-        swept = [override for override in parsed(config) if override.is_sweep_override()]
-        if swept and "${" not in raw(config.hydra.sweep)["subdir"]:
+        params = [f"{key}={value}" for key, value in swept_by_default(config).items()]
+        given = OverridesParser.create().parse_overrides([*params, *overrides(config)])
+        several = any(override.is_sweep_override() for override in given)
+        if several and "${" not in raw(config.hydra.sweep)["subdir"]:
             exit_with_usage_error(
                 f"hydra.sweep.subdir={config.hydra.sweep.subdir} is one folder for all jobs of a "
                 "sweep; ${hydra.job.num} or ${hydra.job.override_dirname} in it tells them apart"
             )
-        refuse_intervals(config)
+        refuse_intervals(config, given)
         folder = Path(config.hydra.sweep.dir)
-        if is_stamped(config.hydra.sweep):
-            with can_write("hydra.sweep.dir", folder):
+        with usage_errors("hydra.sweep.dir", folder):
+            if is_stamped(config.hydra.sweep):
                 folder = make_unique_folder(folder)
-            with open_dict(config.hydra):
-                config.hydra.sweep.dir = str(folder)
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")  # for the jobs
-        self._hold(folder, "hydra.sweep.dir")
+                with open_dict(config.hydra):
+                    config.hydra.sweep.dir = str(folder)
+                    config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")  # for the jobs
+            FOLDER_LOCKS.enter_context(folder_lock(folder, "hydra.sweep.dir"))
         atexit.register(report_cut_short, folder)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -265,40 +268,33 @@ class Sweep(Callback):
         if codes:
             sys.exit(min(codes))
 
-    def _hold(self, folder: Path, setting: str) -> None:
-        try:
-            with can_write(setting, folder):
-                FOLDER_LOCKS.enter_context(folder_lock(folder, setting))
-        except UserError as error:
-            exit_with_usage_error(str(error))
-
 
 @contextlib.contextmanager
-def can_write(setting: str, folder: Path) -> Iterator[None]:
-    """Ends the process in a line where the folder cannot be made or written."""
+def usage_errors(setting: str, folder: Path) -> Iterator[None]:
+    """Ends the process in a line where the folder cannot be made, written or held."""
     try:
         yield
+    except UserError as error:
+        exit_with_usage_error(str(error))
     except OSError as error:
         exit_with_usage_error(f"{setting}={folder}: {error.strerror or error}")
 
 
 def refuse_unswept(config: DictConfig) -> None:
     """An experiment made for a multirun lists what it sweeps in hydra.sweeper.params."""
-    params = (config.hydra.get("sweeper") or {}).get("params") or {}
     given = {split_override(override)[0] for override in overrides(config)}
-    swept = [f"{key}={value}" for key, value in params.items() if key not in given]
+    swept = [f"{k}={v}" for k, v in swept_by_default(config).items() if k not in given]
     if swept:
         exit_with_usage_error(
             f"these settings are for a multirun over {' '.join(swept)}: add -m to the command"
         )
 
 
-def refuse_intervals(config: DictConfig) -> None:
+def refuse_intervals(config: DictConfig, given: list[Override]) -> None:
     """Hydra's own sweeper takes lists and ranges alone and would end in a traceback."""
-    sweeper = config.hydra.get("sweeper") or {}
-    if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
+    if not str(sweeper(config).get("_target_", "")).endswith("BasicSweeper"):
         return
-    for override in parsed(config):
+    for override in given:
         if override.is_interval_sweep():
             exit_with_usage_error(
                 f"{override.input_line}: an interval is for a sweeper that searches; give values "
@@ -306,11 +302,13 @@ def refuse_intervals(config: DictConfig) -> None:
             )
 
 
-def parsed(config: DictConfig) -> list[Override]:
-    """The overrides of a multirun, and what its sweeper adds."""
-    params = (config.hydra.get("sweeper") or {}).get("params") or {}
-    given = [*(f"{key}={value}" for key, value in params.items()), *overrides(config)]
-    return OverridesParser.create().parse_overrides(given)
+def sweeper(config: DictConfig) -> Mapping[Any, Any]:
+    return config.hydra.get("sweeper") or {}
+
+
+def swept_by_default(config: DictConfig) -> Mapping[Any, Any]:
+    """What an experiment made for a multirun sweeps, by setting."""
+    return sweeper(config).get("params") or {}
 
 
 def overrides(config: DictConfig) -> list[str]:

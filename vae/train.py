@@ -60,7 +60,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     from vae.reports import run_table
     from vae.runs import files
     from vae.runs import folder as runs
-    from vae.runs.checkpoints import check_length, check_weights
+    from vae.runs.checkpoints import check_checkpoints
     from vae.theory.ppca import best_linear
     from vae.training.devices import lightning_refusals
     from vae.training.keep import keep_average, load_kept
@@ -82,8 +82,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     # 3. Training.
     with files.folder_lock(folder), signals, logger_context(trainer.logger), lightning_refusals():
         if resume is not None:
-            check_length(trainer.max_epochs, folder)
-            check_weights(model, folder)
+            check_checkpoints(model, trainer.max_epochs, folder)
         if first and not trainer.fast_dev_run:
             for partial in folder.glob("checkpoints/.*.partial"):  # of a process that was killed
                 partial.unlink()

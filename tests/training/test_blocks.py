@@ -3,7 +3,7 @@
 import lightning.pytorch as L
 import pytest
 import torch
-from conftest import build_model, settings
+from conftest import build_model, quiet_trainer, settings
 from lightning.pytorch import callbacks
 from omegaconf import OmegaConf
 
@@ -53,16 +53,9 @@ class Plateau(BlockTraining):
         }
 
 
-def test_a_plateau_of_ones_own_is_refused_before_training(digits: ImageDataModule, tmp_path):
+def test_a_plateau_of_ones_own_is_refused_before_training(digits: ImageDataModule):
     module = Plateau(build_model("model.latent_dim=2"))
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = quiet_trainer(max_epochs=1)
     with pytest.raises(UserError, match="ReduceLROnPlateau"):
         trainer.fit(module, digits)
     assert trainer.global_step == 0

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from conftest import quiet_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
@@ -40,15 +41,7 @@ def fit(
     **flags: Any,
 ) -> L.Trainer:
     loader = DataLoader(torch.zeros(4, 1))
-    usual: dict[str, Any] = {"callbacks": [History(folder)], "enable_checkpointing": False}
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **usual | flags,
-    )
+    trainer = quiet_trainer(**{"max_epochs": epochs, "callbacks": [History(folder)]} | flags)
     trainer.fit(module or Slope(), loader, loader, ckpt_path=resume)
     return trainer
 

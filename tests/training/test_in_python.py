@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from conftest import quiet_trainer
 from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,20 +24,13 @@ def lit(**options: Any) -> LitVAE:
     return LitVAE(vae.VAE(vae.Encoder(4), vae.Decoder(4), 4, 0.25), **options)
 
 
-def trainer(**options: Any) -> L.Trainer:
-    quiet = dict.fromkeys(
-        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-    )
-    return L.Trainer(accelerator="cpu", **quiet | options)  # type: ignore[arg-type]
-
-
 def digits_module(**options: Any) -> ImageDataModule:
     given = {"name": "digits", "root": "data", "val_size": 100, "batch_size": 100}
     return ImageDataModule(**given | options)  # type: ignore[arg-type]
 
 
 def test_any_trainer_fits_any_loader_of_images() -> None:
-    own, module = trainer(max_epochs=2), lit()
+    own, module = quiet_trainer(max_epochs=2), lit()
     bare = DataLoader(IMAGES, batch_size=16)  # type: ignore[arg-type]
     labelled = DataLoader(TensorDataset(IMAGES, torch.arange(64)), batch_size=16)
     before = own.validate(module, bare, verbose=False)[0]["val/elbo"]
@@ -77,7 +71,7 @@ def test_weights_that_are_frozen_at_first_get_a_learning_rate_of_their_own() -> 
             if epoch == 1:
                 self.unfreeze_and_add_param_group(pl_module.model.encoder, optimizer, lr=1e-6)
 
-    module, own = lit(), trainer(max_epochs=2, callbacks=[Unfreeze()])
+    module, own = lit(), quiet_trainer(max_epochs=2, callbacks=[Unfreeze()])
     own.fit(module, DataLoader(IMAGES[:8], batch_size=4))
     groups = own.optimizers[0].param_groups
     decoder, encoder = (
@@ -93,7 +87,7 @@ def test_a_copy_trains_itself() -> None:
     module = lit(compile=True)
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         before = {name: weight.clone() for name, weight in other.state_dict().items()}
-        trainer(max_epochs=1).fit(other, DataLoader(IMAGES, batch_size=32))
+        quiet_trainer(max_epochs=1).fit(other, DataLoader(IMAGES, batch_size=32))
         changed = [not torch.equal(w, before[name]) for name, w in other.state_dict().items()]
         assert all(changed)
     assert all(weight.grad is None for weight in module.parameters())
@@ -121,12 +115,12 @@ class Looks(L.Callback):
 
 def test_the_training_loader_can_be_gone_through_at_any_time() -> None:
     data, module, looks = digits_module(), lit(), Looks()
-    own = trainer(max_epochs=2, callbacks=[looks], num_sanity_val_steps=0)
+    own = quiet_trainer(max_epochs=2, callbacks=[looks], num_sanity_val_steps=0)
     own.fit(module, data)
     assert looks.found == {"batch": [4] * 8, "validation": [4, 4], "epoch": [4, 4]}
     assert own.global_step == 8
     assert sum(batch.size for batch in data.train_dataloader()) == 400
-    (found,) = trainer().validate(module, data.train_dataloader(), verbose=False)
+    (found,) = quiet_trainer().validate(module, data.train_dataloader(), verbose=False)
     assert found["val/images"] == 400
 
 
@@ -157,30 +151,34 @@ def test_the_batch_size_finder_stops_at_the_images_there_are() -> None:
     """Lightning's at the first size that is no less."""
     finder = BatchSizeFinder(steps_per_trial=1, init_val=64, max_trials=6)
     data = digits_module()
-    trainer(max_epochs=1, callbacks=[finder]).fit(lit(), data)
+    quiet_trainer(max_epochs=1, callbacks=[finder]).fit(lit(), data)
     assert data.batch_size == 512
 
 
 def test_validation_depends_on_no_batches() -> None:
     """Noise belongs to an image's place in its loader where its place in a file is not known."""
     elbos = [
-        trainer().validate(lit(), DataLoader(IMAGES, batch_size=size), verbose=False)[0]["val/elbo"]
+        quiet_trainer().validate(lit(), DataLoader(IMAGES, batch_size=size), verbose=False)[0][
+            "val/elbo"
+        ]
         for size in (7, 32, 64)
     ]
     assert elbos == pytest.approx([elbos[0]] * 3, rel=1e-6)
-    other = trainer().validate(lit(eval_seed=1), DataLoader(IMAGES, batch_size=7), verbose=False)
+    other = quiet_trainer().validate(
+        lit(eval_seed=1), DataLoader(IMAGES, batch_size=7), verbose=False
+    )
     assert other[0]["val/elbo"] != pytest.approx(elbos[0], rel=1e-6)
 
 
 def test_several_test_loaders_are_refused() -> None:
     loaders = [DataLoader(IMAGES, batch_size=32), DataLoader(IMAGES[:20], batch_size=32)]
     with pytest.raises(TypeError, match="several test loaders"):
-        trainer().test(lit(), loaders, verbose=False)
+        quiet_trainer().test(lit(), loaders, verbose=False)
 
 
 def test_double_precision_goes_on_after_training() -> None:
     module = lit()
-    trainer(precision="64-true", max_epochs=1).fit(module, DataLoader(IMAGES.double(), 32))
+    quiet_trainer(precision="64-true", max_epochs=1).fit(module, DataLoader(IMAGES.double(), 32))
     assert module.model.sample(5).dtype == torch.float64
 
 

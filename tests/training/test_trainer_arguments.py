@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from conftest import quiet_trainer
 from lightning.pytorch.profilers import SimpleProfiler
 from test_lightning import Recorder, plain, run
 
@@ -117,8 +118,7 @@ def test_modes_of_torch_are_those_of_the_trainer(tmp_path: Path) -> None:
 def test_predictions_are_limited(tmp_path: Path) -> None:
     run(tmp_path)
     images = torch.rand(40, 1, 28, 28).split(10)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(limit_predict_batches=3, accelerator="cpu", **quiet)  # type: ignore[arg-type]
+    trainer = quiet_trainer(limit_predict_batches=3)
     from vae import LitVAE
 
     module = LitVAE.load_from_checkpoint(tmp_path / LAST, weights_only=True)

@@ -142,6 +142,11 @@ class Limit(NamedTuple):
     steps: int = 0  # simulated from the prior, 0 where exact
 
     @property
+    def ran_away(self) -> bool:
+        """Whether simulated chains left the finite numbers."""
+        return self.has_limit is False and self.method != "exact"
+
+    @property
     def interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of kl."""
         return max(0.0, self.kl - 1.96 * self.se), self.kl + 1.96 * self.se

@@ -183,8 +183,9 @@ class ImageDataModule(L.LightningDataModule):
             self._move_to(self.trainer.strategy.root_device)
         # Under DDP a backward pass belongs to one call of the training step: a block is one batch.
         blocks = self.batches_per_block if world_size == 1 else 1
+        places = self.places(split)
         batches = IndexBatches(
-            self.places(split),
+            places,
             self.batch_size * blocks if training else self.eval_batch_size,
             shuffle_seed,
             rank,
@@ -192,7 +193,7 @@ class ImageDataModule(L.LightningDataModule):
             position=self._position if training and self.trainer is not None else None,
         )
         images = ImageBatches(
-            len(self.index[split]),
+            len(places),
             self.pixels[split],
             self.labels[split],
             split_name=split,

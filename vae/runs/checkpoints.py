@@ -54,30 +54,26 @@ def model_state(state: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("model."): value for key, value in own.items()}
 
 
-def check_weights(model: nn.Module, folder: Path) -> None:
-    """Raise UserError where a checkpoint of the folder is one of other networks than this model.
+def check_checkpoints(model: nn.Module, max_epochs: int | None, folder: Path) -> None:
+    """Raise UserError where a checkpoint of the folder is one of other networks than this model, or
+    the last has more epochs behind it than the run is to have.
 
     Other weights, those of a learning step of one's own, may not have been made yet.
     """
     for path in filter(Path.is_file, (folder / BEST, folder / LAST)):
         checkpoint = read_checkpoint(path)
+        done = select(checkpoint.get("loops"), "fit_loop.epoch_progress.current.processed")
+        too_long = max_epochs is not None and isinstance(done, int) and 0 <= max_epochs < done
+        if too_long and path == folder / LAST:
+            raise UserError(
+                f"trainer.max_epochs={max_epochs}: {folder} has {done} epochs behind it already"
+            )
         for part in ("state_dict", "current_model_state"):  # and the weights behind an average
             if part not in checkpoint:
                 continue
             mismatch = shape_mismatch(model, model_state(checkpoint[part]))
             if mismatch is not None:
                 raise UserError(f"{path} is of other networks than the run's settings: {mismatch}")
-
-
-def check_length(max_epochs: int | None, folder: Path) -> None:
-    """Raise UserError where the folder's last checkpoint has more epochs behind it than the run is
-    to have."""
-    loops = read_checkpoint(folder / LAST).get("loops", {})
-    done = select(loops, "fit_loop.epoch_progress.current.processed")
-    if max_epochs is not None and isinstance(done, int) and 0 <= max_epochs < done:
-        raise UserError(
-            f"trainer.max_epochs={max_epochs}: {folder} has {done} epochs behind it already"
-        )
 
 
 def weights_digest(folder: Path) -> str:

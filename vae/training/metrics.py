@@ -125,8 +125,8 @@ class FixedNoise:
             first = self.seen if batch_idx else 0
             self.seen = first + len(batch.pixels)
             while len(self.in_turn) < self.seen * world_size:
-                chunk = torch.Generator().manual_seed(self.seed * 1_000_003 + len(self.in_turn))
-                more = torch.randn(CHUNK, self.latent_dim, generator=chunk)
+                seed = self.seed * 1_000_003 + len(self.in_turn)
+                more = noise_per_image(CHUNK, self.latent_dim, seed)
                 self.in_turn = torch.cat([self.in_turn.to(device), more.to(device)])
             return self.in_turn[rank::world_size][first : self.seen]
         if len(self.of_file) != batch.file_size:

@@ -39,7 +39,7 @@ def describe(entry: Entry) -> str:
             f"not all of its {CHAINS} chains are finite from step {step} on"
         )
     limits, kl = [training.limit for training in entry.trainings], limit_distance(entry)
-    left = [x for x in limits if x.has_limit is False and x.method != "exact"]
+    left = [limit for limit in limits if limit.ran_away]
     if left:
         first = min(left, key=lambda limit: limit.steps)
         return (
