@@ -187,7 +187,8 @@ def test_estimates_on_some_images_become_estimates_for_all(judged, near_optimum)
         assert f[f"{name}/log_p_all_se"] < 1.2 * f["exact/log_p_se"]
     f = judged["deep"]
     gain = f["iwae/K=100"] - f["iwae/elbo"]  # of the same images
-    assert f["iwae/log_p_all"] - f["test/elbo"] == pytest.approx(gain, abs=1e-6)
+    error = 3 * f["iwae/log_p_all_subset_se"]
+    assert f["iwae/log_p_all"] - f["test/elbo"] == pytest.approx(gain, abs=error)
     assert 0 < f["iwae/log_p_all_subset_se"] < f["iwae/log_p_all_se"] < f["iwae/K=100_se"]
     assert f["bound/log_p"] > f["test/elbo"]
     assert f["bound/images"] == 20

@@ -42,26 +42,47 @@ class ControlVariate(NamedTuple):
 def control_variate(elbo: Tensor, *levels: tuple[Tensor, Tensor]) -> ControlVariate:
     """Mean over N images of an estimate known for some, with cheaper estimates as control variates.
 
-    mean(elbo) + Σ_l mean(fine_l − coarse_l): `elbo` [N] is of all images, each level two tensors
-    (coarse [n_l], fine [n_l]) of the first n_l images of one random order, N ≥ n_1 ≥ n_2 …, where
-    `coarse` estimates what the level before does: the ELBO at first (Owen 2013, Monte Carlo theory,
-    methods and examples, section 8.9; Giles 2008 for several levels). Two means over nested subsets
-    have the covariance of one image's values over the larger subset's size.
+    `elbo` [N] is of all images, each level two tensors (coarse [n_l], fine [n_l]) of the first n_l
+    images of one random order, N ≥ n_1 ≥ n_2 …, where `coarse` estimates what the level before
+    does: the ELBO at first. Level by level the mean is regressed on the one before:
+
+        M_0 = mean(elbo),    M_l = mean(fine_l) + slope_l · (M_(l−1) − mean(coarse_l))
+
+    (regression under two-phase sampling: Cochran 1977, Sampling techniques, section 12.6; control
+    variates: Owen 2013, Monte Carlo theory, methods and examples, section 8.9). Two means over
+    nested subsets have the covariance of one image's values over the larger subset's size.
     """
     whole = elbo.cpu().double()
-    some = levels[0][0].cpu().double()  # ELBO in the order of the subsets, maybe of other noise
-    differences = [fine.cpu().double() - coarse.cpu().double() for coarse, fine in levels]
-    mean = (whole.mean() + sum(d.mean() for d in differences)).item()
-    if min(map(len, differences)) < 2:
-        return ControlVariate(mean, math.nan, math.nan)
-    N, total, subset = len(whole), whole.var() / len(whole), whole.new_zeros(())
-    for i, d in enumerate(differences):
-        total += d.var() / len(d) + 2 * covariance(some, d) / N
-        subset += d.var() * (1 / len(d) - 1 / N)
-        for larger in differences[:i]:
-            total += 2 * covariance(larger, d) / len(larger)
-            subset += 2 * covariance(larger, d) * (1 / len(larger) - 1 / N)
-    return ControlVariate(mean, *(v.clamp_min(0).sqrt().item() for v in (total, subset)))
+    pairs = [(coarse.cpu().double(), fine.cpu().double()) for coarse, fine in levels]
+    some = pairs[0][0]  # ELBO in the order of the subsets, maybe of other noise
+    slopes = [regression_slope(coarse, fine) for coarse, fine in pairs]
+    mean = whole.mean()
+    for slope, (coarse, fine) in zip(slopes, pairs, strict=True):
+        mean = fine.mean() + slope * (mean - coarse.mean())
+    if min(len(fine) for _, fine in pairs) < 2:
+        return ControlVariate(mean.item(), math.nan, math.nan)
+    N, weight = len(whole), 1.0
+    residuals: list[Tensor] = []
+    for slope, (coarse, fine) in reversed([*zip(slopes, pairs, strict=True)]):
+        residuals.insert(0, weight * (fine - slope * coarse))
+        weight *= slope
+    total, subset = weight**2 * whole.var() / N, whole.new_zeros(())
+    for i, (r, slope) in enumerate(zip(residuals, slopes, strict=True)):
+        n = len(r)
+        own = r.var() * ((n - 1) / (n - 2) * (1 + 1 / (n - 3)) if slope != 1 else 1)  # fitted
+        total += own / n + 2 * weight * covariance(some, r) / N
+        subset += own * (1 / n - 1 / N)
+        for larger in residuals[:i]:
+            total += 2 * covariance(larger, r) / len(larger)
+            subset += 2 * covariance(larger, r) * (1 / len(larger) - 1 / N)
+    return ControlVariate(mean.item(), *(v.clamp_min(0).sqrt().item() for v in (total, subset)))
+
+
+def regression_slope(coarse: Tensor, fine: Tensor, fewest: int = 10) -> float:
+    """Of `fine` on `coarse` over the images [n] that have both, by least squares; 1 for fewer than
+    `fewest` images, and where it would be no finite number."""
+    slope = covariance(coarse, fine) / coarse.var() if len(fine) >= fewest else torch.ones(())
+    return slope.item() if slope.isfinite() else 1.0
 
 
 def covariance(a: Tensor, b: Tensor) -> Tensor:

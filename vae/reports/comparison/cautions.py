@@ -83,7 +83,7 @@ def elbo_gap_caution(entry: Entry) -> str | None:
         gap = entry.mean("bound/log_p") - entry.mean("test/elbo")
         if gap <= 1:
             return None
-        key = "bound/log_p_subset_se"  # of the mean of bound − ELBO
+        key = "bound/log_p_subset_se"  # of bound − ELBO, for these test images
         error = entry.mean(key) if entry.has(key) else None
         size = f"{gap:.2f}" + (f" ± {error:.2f}" if error else "")
         images = entry.first.evaluation.get("bound/images", "?")

@@ -135,9 +135,9 @@ class Candidate(NamedTuple):
 def all_images(values: Values, metrics: Metrics, images: Tensor) -> Metrics:
     """Estimates for all test images from those on some, and the tightest of them, `bound/log_p`.
 
-    Each is the mean ELBO of all images plus the mean of (estimate − ELBO) over those it was made
-    for; where L_K was estimated for more of them, in two levels, over L_K. All are bounds from
-    below in expectation, so the highest on the images that they share is the tightest.
+    Each is regressed on the ELBO, which all images have, over those it was made for; where L_K was
+    estimated for more of them, in two levels, over L_K. All are bounds from below in expectation,
+    so the highest on the images that they share is the tightest.
     """
     whole = values.get("exact/elbo", values["test/elbo"])
     found = candidates(values, metrics, images)

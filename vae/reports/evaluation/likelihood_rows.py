@@ -73,8 +73,8 @@ def bound_rows(f: Metrics) -> Iterator[str]:
     shown = [key for key in names if key in f]
     if shown or "bound/log_p" in f:
         yield (
-            "for all test images: their mean ELBO + mean of (estimate − ELBO) over the images "
-            "that have one"
+            "for all test images, by regression on the ELBO: mean(estimate) + slope · (mean ELBO "
+            "of all − mean ELBO of the images that have one)"
         )
     for key in shown:
         note = f"± {number(f.get(f'{key}_subset_se'))} of it as only some images have an estimate"
