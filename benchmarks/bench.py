@@ -1,17 +1,18 @@
 """How fast training is, as ratios measured in one process: make bench (25 minutes on 2 cores)
 
-Contestants train the same networks with the same optimiser on the same 55 000 images at batch 128,
-in turns, so that a noisy machine is noisy for all:
+Contestants train the same networks with the same optimiser on the same 55 000 images at batch 128.
+After each epoch of a contestant comes one of a loop by hand, and the epoch's ratio is to the mean
+of the loop's before and after it, so that a noisy machine is noisy for both:
 
   project   this project's fit as it is by default: validation, checkpoints, callbacks, TensorBoard
-  fast      the same with +experiment=fast; without the epoch in which the step is compiled
-  loop      a loop by hand: batches gathered as the project does, the same validation each epoch
-  compiled  the same loop with torch.compile, without its first epoch
+  fast      the same with +experiment=fast
+  compiled  the loop with torch.compile
   pattern   the usual Lightning pattern: torchvision's loader with ToTensor, three metrics a step
   pythae    pythae 0.1.2 with the same layers (where it is installed)
 
-Then the project's rate over batch size, latent_dim, width, number of images and devices, each
-several times. Writes bench.json and bench.png.
+The loop gathers its batches as the project does and has the same validation each epoch. First
+epochs, in which steps are compiled, are not counted. Then the project's rate over batch size,
+latent_dim, width, number of images and devices, each several times, into bench.json and bench.png.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-EPOCHS = {"baseline": 10, "deep": 6}  # of a measurement; pictures are made once among them
+EPOCHS = {"baseline": 10, "deep": 6}  # counted in a round; pictures are made once among them
 GROWTH = {
     "data.batch_size": (32, 128, 512, 2048, 8192),
     "model.latent_dim": (2, 8, 32, 128),
@@ -48,14 +49,69 @@ def compose(*overrides: str) -> Any:
         return compose("train", list(overrides))
 
 
-# --- the contestants: seconds an epoch ------------------------------------------------------------
+# --- epochs in turns ------------------------------------------------------------------------------
 
 
-def project(model: str, device: str, *overrides: str, epochs: int | None = None) -> float:
-    """Of the project's fit, with everything that a default run does while it fits."""
+class Turns:
+    """Epochs of a contestant and of the loop by hand, one after the other, each timed by itself."""
+
+    def __init__(self, by_hand: Callable[[], float]) -> None:
+        self.by_hand = by_hand  # trains for an epoch and returns its seconds
+        self.own: list[float] = []
+        self.loop: list[float] = []
+        self.started: float | None = None
+
+    def ended(self, *_: Any, **__: Any) -> None:
+        """Called as the contestant ends an epoch; its first one is not counted."""
+        if self.started is not None:
+            self.own.append(time.perf_counter() - self.started)
+        self.loop.append(self.by_hand())
+        self.started = time.perf_counter()
+
+    def ratios(self) -> list[float]:
+        around = zip(self.loop, self.loop[1:], strict=False)
+        return [2 * own / sum(pair) for own, pair in zip(self.own, around, strict=True)]
+
+
+def by_hand(model: str, device: str, compiled: bool = False) -> Callable[[], float]:
+    """A loop by hand, an epoch a call, validation included; its sums are looked at once."""
+    import torch
+
+    # Lightning sets it too, and Adam asks for CUDA at every step
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+    train, val, networks, optimizer = parts(model, device)
+
+    def elbo(x: Any) -> Any:
+        eps = torch.randn(len(x), networks.latent_dim, device=x.device)
+        return networks.elbo_terms(x, eps)[0].elbo.mean()
+
+    step = torch.compile(elbo) if compiled else elbo
+
+    def epoch() -> float:
+        started = time.perf_counter()
+        total = torch.zeros((), device=train.device)
+        for index in torch.randperm(len(train), device=train.device).split(BATCH):
+            loss = -step(train.index_select(0, index) / 255)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        with torch.no_grad():
+            validated = sum(elbo(part / 255) for part in val.split(1000))
+        total.item(), validated.item()
+        return time.perf_counter() - started
+
+    return epoch
+
+
+# --- the contestants ------------------------------------------------------------------------------
+
+
+def fit(model: str, device: str, *overrides: str, epochs: int = 1) -> float:
+    """Seconds an epoch of the project's fit, with everything that a default run does while it
+    fits."""
     from vae.train import train
 
-    epochs = epochs or EPOCHS[model]
     pictures = [
         f"callbacks.{name}.every_n_epochs={epochs // 2 + 1}"
         for name in ("reconstructions", "prior_samples")
@@ -66,23 +122,24 @@ def project(model: str, device: str, *overrides: str, epochs: int | None = None)
         return train(config, Path(folder))["time/fit_seconds"] / epochs
 
 
-def fast(model: str, device: str) -> float:
-    """Of the epochs beyond the first, in which the step is compiled."""
+def project(model: str, device: str, turns: Turns, *overrides: str) -> None:
     from vae.training import LitVAE
 
-    ends: list[float] = []
     epoch_end = LitVAE.on_train_epoch_end
 
     def ended(module: LitVAE) -> None:
         epoch_end(module)
-        ends.append(time.perf_counter())
+        turns.ended()
 
     LitVAE.on_train_epoch_end = ended  # type: ignore[method-assign]
     try:
-        project(model, device, "+experiment=fast", epochs=EPOCHS[model] + 1)
+        fit(model, device, *overrides, epochs=EPOCHS[model] + 1)
     finally:
         LitVAE.on_train_epoch_end = epoch_end  # type: ignore[method-assign]
-    return (ends[-1] - ends[0]) / (len(ends) - 1)
+
+
+def fast(model: str, device: str, turns: Turns) -> None:
+    project(model, device, turns, "+experiment=fast")
 
 
 def parts(model: str, device: str) -> Any:
@@ -100,41 +157,14 @@ def parts(model: str, device: str) -> Any:
     return *(data.split_pixels(s).to(where) for s in ("train", "val")), networks, optimizer
 
 
-def loop(model: str, device: str, compiled: bool = False) -> float:
-    """Of a loop by hand, validation included; its sums are looked at once an epoch."""
-    import torch
-
-    # Lightning sets it too, and Adam asks for CUDA at every step
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-    train, val, networks, optimizer = parts(model, device)
-
-    def elbo(x: Any) -> Any:
-        eps = torch.randn(len(x), networks.latent_dim, device=x.device)
-        return networks.elbo_terms(x, eps)[0].elbo.mean()
-
-    step = torch.compile(elbo) if compiled else elbo
-    seconds = []
-    for _ in range(EPOCHS[model] + compiled):
-        started = time.perf_counter()
-        total = torch.zeros((), device=train.device)
-        for index in torch.randperm(len(train), device=train.device).split(BATCH):
-            loss = -step(train.index_select(0, index) / 255)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-        with torch.no_grad():
-            validated = sum(elbo(part / 255) for part in val.split(1000))
-        total.item(), validated.item()
-        seconds.append(time.perf_counter() - started)
-    return statistics.mean(seconds[int(compiled) :])
+def compiled(model: str, device: str, turns: Turns) -> None:
+    epoch = by_hand(model, device, compiled=True)
+    for _ in range(EPOCHS[model] + 1):
+        epoch()
+        turns.ended()
 
 
-def compiled(model: str, device: str) -> float:
-    return loop(model, device, compiled=True)
-
-
-def pattern(model: str, device: str, epochs: int = 1) -> float:
+def pattern(model: str, device: str, turns: Turns) -> None:
     """The usual way: a dataset of PIL images, a transform an image, three metrics logged a step."""
     import lightning.pytorch as L
     import torch
@@ -161,6 +191,9 @@ def pattern(model: str, device: str, epochs: int = 1) -> float:
         def validation_step(self, batch: Any, _: int) -> None:
             self.terms(batch, "val")
 
+        def on_train_epoch_end(self) -> None:
+            turns.ended()
+
         def configure_optimizers(self) -> Any:
             return torch.optim.Adam(self.parameters(), lr=1e-3)
 
@@ -172,17 +205,15 @@ def pattern(model: str, device: str, epochs: int = 1) -> float:
         trainer = L.Trainer(
             accelerator=device,
             devices=1,
-            max_epochs=epochs,
+            max_epochs=2,
             default_root_dir=folder,
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        started = time.perf_counter()
         trainer.fit(Usual(), *loaders)
-    return (time.perf_counter() - started) / epochs
 
 
-def pythae(model: str, device: str, epochs: int = 1) -> float:
+def pythae(model: str, device: str, turns: Turns) -> None:
     """pythae's trainer with an encoder and a decoder of the same layers; its loss differs in the
     constant alone."""
     import torch
@@ -191,6 +222,7 @@ def pythae(model: str, device: str, epochs: int = 1) -> float:
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from pythae.trainers.training_callbacks import TrainingCallback
 
     pixels, _, networks, _ = parts(model, "cpu")
 
@@ -211,25 +243,26 @@ def pythae(model: str, device: str, epochs: int = 1) -> float:
         def forward(self, z: Any) -> Any:
             return ModelOutput(reconstruction=self.layers(z))
 
+    class EpochEnd(TrainingCallback):
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+            turns.ended()
+
     config = VAEConfig(input_dim=(1, 28, 28), latent_dim=networks.latent_dim)
     with tempfile.TemporaryDirectory() as folder:
         settings = BaseTrainerConfig(
             output_dir=folder,
-            num_epochs=epochs,
+            num_epochs=2,
             per_device_train_batch_size=BATCH,
             learning_rate=1e-3,
             no_cuda=device == "cpu",
         )
         dataset = BaseDataset(pixels.float() / 255, torch.zeros(len(pixels)))
-        trainer = BaseTrainer(VAE(config, Encoder(), Decoder()), dataset, training_config=settings)
-        started = time.perf_counter()
-        trainer.train()
-    return (time.perf_counter() - started) / epochs
+        networks_of_theirs = VAE(config, Encoder(), Decoder())
+        BaseTrainer(networks_of_theirs, dataset, None, settings, [EpochEnd()]).train()
 
 
-CONTESTANTS: dict[str, Callable[[str, str], float]] = {
+CONTESTANTS: dict[str, Callable[[str, str, Turns], None]] = {
     "project": project,
-    "loop": loop,
     "fast": fast,
     "compiled": compiled,
     "pattern": pattern,
@@ -241,27 +274,33 @@ CONTESTANTS: dict[str, Callable[[str, str], float]] = {
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    """The median, the quartiles around it and the number of values."""
+    first, _, third = statistics.quantiles(values * 2 if len(values) == 1 else values, n=4)
+    middle = statistics.median(values)
+    return {"median": middle, "low": first, "high": third, "n": len(values)}
 
 
 def in_turns(model: str, device: str, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Seconds an epoch of each contestant, and its ratio to the loop of the same round."""
-    seconds: dict[str, list[float]] = {}
+    """Seconds an epoch of the loop and of each contestant, and ratios of epochs in turn."""
+    seconds: dict[str, list[float]] = {"loop": []}
+    ratios: dict[str, list[float]] = {}
     for _ in range(rounds):
-        for name, contestant in CONTESTANTS.items():
+        for name, contestant in [*CONTESTANTS.items()]:
+            turns = Turns(by_hand(model, device))
             try:
-                seconds.setdefault(name, []).append(contestant(model, device))
+                contestant(model, device, turns)
             except ImportError as error:
-                seconds.pop(name)
+                del CONTESTANTS[name]
                 print(f"{name}: left out ({error})", flush=True)
                 continue
-            print(f"{name:>9} {model:<9} {seconds[name][-1]:.2f} s an epoch", flush=True)
+            seconds["loop"] += turns.loop
+            seconds.setdefault(name, []).extend(turns.own)
+            ratios.setdefault(name, []).extend(turns.ratios())
+            found = statistics.median(turns.own), statistics.median(turns.ratios())
+            print(f"{name:>9} {model:<9} {found[0]:.2f} s, {found[1]:.2f} × loop", flush=True)
     return {
         "seconds_per_epoch": {name: spread(found) for name, found in seconds.items()},
-        "ratio_to_loop": {
-            name: spread([s / by_hand for s, by_hand in zip(found, seconds["loop"], strict=True)])
-            for name, found in seconds.items()
-        },
+        "ratio_to_loop": {name: spread(found) for name, found in ratios.items()},
     }
 
 
@@ -278,7 +317,7 @@ def growth(device: str, rounds: int) -> dict[str, Any]:
                 if key == "images":
                     images = value
                     overrides = [f"data.val_size={60_000 - value}", "trainer.limit_val_batches=5"]
-                rate = images / project("deep", device, *overrides, epochs=1)
+                rate = images / fit("deep", device, *overrides)
                 rates[key].setdefault(value, []).append(rate)
                 print(f"  {key}={value}: {rate:,.0f} images/s", flush=True)
         for count in DEVICES:
@@ -346,7 +385,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from vae.plots.palette import TRAIN, VAL
 
     rates = result["growth_images_per_second"]
-    title = f"batch {BATCH}, medians and ranges of {result['rounds']} rounds ({result['machine']})"
+    title = (
+        f"batch {BATCH}, medians and quartiles of {result['rounds']} rounds ({result['machine']})"
+    )
     figure = new_figure(11, 7 if rates else 4, title)
     bottom, top = (0.56, 0.89) if rates else (0.13, 0.83)
     sides = {"left": 0.08, "right": 0.98, "wspace": 0.25}
@@ -359,7 +400,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         colours = [VAL if name in ("project", "fast") else TRAIN for name in names]
         axes.barh(names, [v["median"] for v in values], xerr=errors(values), color=colours)
         axes.set_title(f"{model}: seconds for an epoch of 55 000 images", fontsize=10)
-    most = max((rate["max"] for one in rates.values() for rate in one.values()), default=1.0)
+    most = max((rate["high"] for one in rates.values() for rate in one.values()), default=1.0)
     for place, (key, one) in enumerate(rates.items()):
         axes = figure.add_subplot(below[place])
         settings, values = [int(value) for value in one], [*one.values()]
@@ -376,23 +417,23 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def errors(values: list[dict[str, float]]) -> list[list[float]]:
-    """From the medians down to the lowest and up to the highest, as matplotlib takes them."""
-    below = [v["median"] - v["min"] for v in values]
-    return [below, [v["max"] - v["median"] for v in values]]
+    """From the medians down and up to the quartiles, as matplotlib takes them."""
+    below = [v["median"] - v["low"] for v in values]
+    return [below, [v["high"] - v["median"] for v in values]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
     parser.add_argument("--contestants", nargs="+", default=[*CONTESTANTS], choices=CONTESTANTS)
     parser.add_argument("--models", nargs="+", default=[*EPOCHS], choices=EPOCHS)
     parser.add_argument("--skip-growth", action="store_true", help="contestants alone")
     arguments = parser.parse_args()
-    for name in {*CONTESTANTS} - {*arguments.contestants, "loop"}:
+    for name in {*CONTESTANTS} - {*arguments.contestants}:
         del CONTESTANTS[name]
     import torch
 
@@ -414,7 +455,7 @@ def main() -> None:
     draw(result, arguments.out / "bench.png")
     for model, found in result["models"].items():
         ratios = {
-            name: f"{r['median']:.2f} ({r['min']:.2f} to {r['max']:.2f})"
+            name: f"{r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
             for name, r in found["ratio_to_loop"].items()
         }
         print(model, "in times of the loop by hand:", ratios)

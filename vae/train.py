@@ -121,7 +121,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     from vae.training.blocks import BlockTraining, block_problems
     from vae.training.checkpoints import AtomicCheckpointIO
     from vae.training.devices import resolve_precision, unavailable
-    from vae.training.progress import NoProfiler
+    from vae.training.hooks import NoProfiler, skip_empty_hooks
     from vae.training.schedules import as_schedule
     from vae.training.shutdown import SignalHandler
 
@@ -160,6 +160,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
         default_root_dir=str(folder),
     )
     build.finish(folder)
+    skip_empty_hooks(trainer.callbacks)
     module = build("learning", model=model, **parts)
     build.problems += block_problems(trainer) if isinstance(module, BlockTraining) else []
     build.finish(folder)

@@ -18,6 +18,7 @@ from vae.runs.folder import load_data
 from vae.train import train
 from vae.training import devices
 from vae.training.history import read_history
+from vae.training.hooks import OF_A_STEP
 from vae.training.module import LitVAE
 
 # 400 training images make 8 batches an epoch, 100 validation and 300 test images one each.
@@ -78,6 +79,37 @@ def test_a_plain_run_takes_every_batch(plain: tuple[Recorder, dict[str, float]])
 
 
 # --- arguments of the Trainer ---------------------------------------------------------------------
+
+
+class Counter(L.Callback):
+    """Counts the calls of some hooks, each defined in another way."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.on_before_backward = lambda *_: self.calls.append("on_before_backward")
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.calls.append("on_train_batch_start")
+
+
+class Inheriting(Counter):
+    latest: "Inheriting"
+
+    def __init__(self) -> None:
+        super().__init__()
+        Inheriting.latest = self
+
+    def on_after_backward(self, *_: Any) -> None:
+        self.calls.append("on_after_backward")
+
+
+def test_hooks_are_called_where_a_callback_has_them(tmp_path: Path) -> None:
+    run(tmp_path, "+callbacks.own={_target_: test_lightning.Inheriting}")
+    own = Inheriting.latest
+    had = ["on_train_batch_start", "on_before_backward", "on_after_backward"]
+    assert own.calls == had * 16  # two epochs of eight batches
+    empty = {name for name in OF_A_STEP if getattr(own, name) is None}
+    assert empty == {*OF_A_STEP} - {*had}
 
 
 def test_gradients_are_clipped(tmp_path: Path, plain: tuple[Recorder, dict[str, float]]) -> None:

@@ -1,17 +1,14 @@
 """What the screen and train.log show while a run trains: a line an epoch, and on a terminal a bar
 within it."""
 
-import contextlib
 import logging
 import sys
 import time
 import warnings
-from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.profilers import PassThroughProfiler
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
@@ -42,16 +39,6 @@ def silence_lightning() -> None:
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # exactly, here
     ):
         warnings.filterwarnings("ignore", message=remark)
-
-
-class NoProfiler(PassThroughProfiler):
-    """Takes no times, like Lightning's own, which makes a generator for each of the 90 hooks of a
-    step all the same."""
-
-    nothing = contextlib.nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
-        return self.nothing
 
 
 class Progress(ProgressBar):
