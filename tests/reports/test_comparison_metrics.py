@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,23 @@ def test_missing_curves_and_a_metrics_json_of_another_checkpoint_are_noted(
         "no curves",
         "evaluation.json cannot be read (Expecting ',' delimiter",
     ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "note"),
+    [
+        (lambda text: text[:-5], "no numbers in a metrics.json: computed here"),
+        (lambda text: text.replace("val/kl", "kl"), "no val/kl in a metrics.json: computed here"),
+    ],
+)
+def test_what_metrics_json_does_not_say_is_noted(
+    folders: list[Path], tmp_path: Path, damage: Callable[[str], str], note: str
+) -> None:
+    copy = with_config(tmp_path / "copy", folders[0])
+    (copy / "metrics.json").write_text(damage((copy / "metrics.json").read_text()))
+    run = load_run(copy)
+    (entry,) = measure_entries([run], common_data([run]))
+    assert note in entry.first.notes
 
 
 def test_both_errors_are_told_apart(entries: list[Entry]) -> None:

@@ -49,8 +49,9 @@ def test_any_trainer_fits_any_loader_of_images() -> None:
         (torch.rand(16, 28, 28), r"must be \[B, 1, 28, 28\], not \[16, 28, 28\]"),
         (torch.rand(16, 3, 28, 28), r"must be \[B, 1, 28, 28\], not \[16, 3, 28, 28\]"),
         ({"image": torch.rand(16, 1, 28, 28)}, "a batch must be images, .* not dict"),
+        ([torch.rand(16, 1, 28, 28)] * 2, "a batch must be images, .* not two of images"),
     ],
-    ids=["no channel", "colours", "dictionary"],
+    ids=["no channel", "colours", "dictionary", "two loaders"],
 )
 def test_a_batch_of_another_shape_is_refused(batch: Any, line: str) -> None:
     """Without a channel it would broadcast over the batch, and train."""

@@ -111,10 +111,15 @@ class ChainTrace(NamedTuple):
     mixing: Mixing  # exact, measured over the T steps, or not resolved by them
 
     @property
+    def diverged(self) -> bool:
+        """Whether a latent of any chain was not finite at any step."""
+        return self.finite_steps < len(self.drifts)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """`chain/…` as in metrics.json; the limit where it is known and finite."""
         found = {
-            "chain/finite": float(self.finite_steps == len(self.drifts)),
+            "chain/finite": float(not self.diverged),
             "chain/drift": self.drifts[-1],
         }
         if math.isfinite(self.limit.kl):

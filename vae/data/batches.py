@@ -75,7 +75,7 @@ class Batch(NamedTuple):
 def as_batch(batch: Any) -> Batch:
     """A Batch as it is; images [B, C, H, W], alone or with labels after them, become one.
 
-    Raises TypeError for anything else, such as a dictionary.
+    Raises TypeError for anything else, such as a dictionary, or images twice.
     """
     if isinstance(batch, Batch):
         return batch if batch.size else batch._replace(size=len(batch.pixels))
@@ -86,6 +86,9 @@ def as_batch(batch: Any) -> Batch:
             f"a batch must be images, or a tuple of images and labels, not {type(batch).__name__}"
         )
     images, *others = batch
+    pair = (images, *others[:1])
+    if len(pair) == 2 and all(isinstance(t, Tensor) and t.ndim == 4 for t in pair):
+        raise TypeError("a batch must be images, or images and labels, not two of images")
     return Batch(images, others[0] if others else None, size=len(images))
 
 

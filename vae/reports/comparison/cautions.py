@@ -52,7 +52,7 @@ def differing_settings(entries: Sequence[Entry]) -> list[str]:
 def mixing_caution(entry: Entry) -> str | None:
     """Whether the steps shown are the limit of the chain: exact, measured, or not resolved."""
     training = entry.first
-    if training.limit.ran_away or training.trace.finite_steps < len(training.trace.drifts):
+    if training.limit.ran_away or training.trace.diverged:
         return None  # the verdict on the chain says so
     mixing, radius = training.mixing, training.trace.spectral_radius
     if math.isinf(mixing.steps):

@@ -30,9 +30,9 @@ def limit_distance(entry: Entry) -> Measured | None:
 
 def describe(entry: Entry) -> str:
     """The limiting law of the chain against the prior: exact, simulated, or not known."""
-    diverged = [t for t in entry.trainings if t.trace.finite_steps < len(t.trace.drifts)]
+    diverged = [t.trace for t in entry.trainings if t.trace.diverged]
     if diverged:
-        step, n = min(t.trace.finite_steps for t in diverged), len(entry.trainings)
+        step, n = min(trace.finite_steps for trace in diverged), len(entry.trainings)
         which = f" in {len(diverged)} of {n} trainings" if n > 1 else ""
         return (
             f"the chain leaves the data for good{which}: "

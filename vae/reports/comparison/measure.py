@@ -152,7 +152,11 @@ def measure_run(
         "model/decoder_parameters": count_parameters(model.decoder),
         **recomputed,
     }
-    notes = [] if run.metrics else ["no metrics.json: its metrics were computed here"]
+    notes = []
+    expected = [key for key in recomputed if not key.startswith("refit/")]  # of a training
+    if missing := [key for key in expected if run.metrics.get(key) is None]:
+        which = "numbers" if missing == expected else ", ".join(missing)
+        notes.append(f"no {which} in a metrics.json: computed here")
     for key in recomputed:
         value = run.metrics.get(key)
         if value is None:

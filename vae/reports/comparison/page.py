@@ -137,13 +137,14 @@ def latents_caption(entry: Entry) -> str:
 
 def chain_caption(entry: Entry) -> str:
     trace = entry.first.trace
-    finite = trace.finite_steps == len(trace.drifts)
-    text = "finite" if finite else f"not finite from step {trace.finite_steps} on"
+    text = f"not finite from step {trace.finite_steps} on" if trace.diverged else "finite"
     if trace.spectral_radius is not None:
         text += f"; spectral radius {trace.spectral_radius:.3f} (exact)"
     elif trace.local_gain is not None:
         text += f"; median local gain {trace.local_gain:.3f}"
-    return f"{text}; nats from the prior: {tables.limit_cell(entry).text}" if finite else text
+    if trace.diverged:
+        return text
+    return f"{text}; nats from the prior: {tables.limit_cell(entry).text}"
 
 
 # --- pictures and videos ----------------------------------------------------------------------

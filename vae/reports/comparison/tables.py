@@ -97,7 +97,7 @@ def limit_cell(entry: Entry) -> Cell:
     """KL of the chain's limit to the prior in nats, of its last simulated state where no closed
     form is known, or why there is none."""
     distance = limit_distance(entry)
-    diverged = [t.trace for t in entry.trainings if t.trace.finite_steps < len(t.trace.drifts)]
+    diverged = [t.trace for t in entry.trainings if t.trace.diverged]
     if diverged:
         step = min(trace.finite_steps for trace in diverged)
         return Cell(f"diverged at {step}", math.inf)
