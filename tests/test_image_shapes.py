@@ -127,5 +127,8 @@ def test_from_training_to_the_page(
     )
     content = json.loads((out / "comparison.json").read_text())
     for width in (1300, 390):
-        assert open_page(page, width).locator("#samples img").count() == 2
+        shown = open_page(page, width)
+        assert shown.locator("#samples img").count() == 2
+        hidden = "table => table.scrollWidth - table.parentElement.clientWidth"
+        assert width < 1300 or shown.locator("table").first.evaluate(hidden) <= 0
     assert len(content["entries"]) == 2
