@@ -86,6 +86,8 @@ def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
     }
     if len({entry.latent_dim for entry in entries}) == 1:
         del columns["latent_dim"]
+    if all(len(entry.trainings) == 1 for entry in entries):  # the page's first lines say so
+        del columns["trainings"]
     if not any(entry.has("test/refit_elbo") for entry in entries):
         del columns["test ELBO at refitted sigma"]
     if any(entry.has("samples/fid") for entry in entries):
