@@ -67,7 +67,7 @@ results: $(VENV)/installed ## what docs/results.md shows besides the lab and the
 		$(call sweep_into,$$name) $(ARGS); \
 	done; \
 	$(RUN) -m vae.evaluate runs=outputs/results/wu2017_vae10 +preset=log_p; \
-	$(RUN) -m vae.evaluate runs=outputs/results/wu2017_vae50 +preset=log_p gap.images=300; \
+	$(RUN) -m vae.evaluate runs=outputs/results/wu2017_vae50 +preset=log_p gap.images=500; \
 	$(RUN) -m vae.evaluate runs=outputs/results/burda2015_vae_cosine +preset=l_5000; \
 	$(RUN) docs/results/collect.py outputs/results/*/
 
