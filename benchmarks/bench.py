@@ -257,8 +257,9 @@ def pythae(model: str, device: str, turns: Turns) -> None:
             no_cuda=device == "cpu",
         )
         dataset = BaseDataset(pixels.float() / 255, torch.zeros(len(pixels)))
-        networks_of_theirs = VAE(config, Encoder(), Decoder())
-        BaseTrainer(networks_of_theirs, dataset, None, settings, [EpochEnd()]).train()
+        theirs = VAE(config, Encoder(), Decoder())
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            BaseTrainer(theirs, dataset, None, settings, [EpochEnd()]).train()
 
 
 CONTESTANTS: dict[str, Callable[[str, str, Turns], None]] = {

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import vae
 from vae.data import ImageDataModule
 from vae.data.batches import Batch, as_images
+from vae.runs.errors import UserError
 from vae.training.module import LitVAE
 
 IMAGES = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -59,6 +60,12 @@ def test_a_batch_of_another_shape_is_refused(batch: Any, line: str) -> None:
     for step in (module.training_step, module.predict_step):
         with pytest.raises((ValueError, TypeError), match=line):
             step(batch, 0)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_precision_alone_is_refused_in_a_line(precision: str) -> None:
+    with pytest.raises(UserError, match=f"^precision={precision}: .* take bf16-mixed"):
+        quiet_trainer(precision=precision, max_epochs=1).fit(lit(), DataLoader(IMAGES, 32))
 
 
 def test_weights_that_are_frozen_at_first_get_a_learning_rate_of_their_own() -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from vae.runs.checkpoints import CHECKPOINT_FORMAT
 from vae.runs.errors import UserError, first_line
+from vae.training.devices import half_precision
 from vae.training.hyperparameters import Settings, from_settings, is_settings
 from vae.training.schedules import Schedule, as_schedule, run_length
 
@@ -52,6 +53,10 @@ class ConfiguredModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vae_format"] = CHECKPOINT_FORMAT
+
+    def setup(self, stage: str) -> None:
+        if problem := half_precision(self.trainer.precision):
+            raise UserError(problem)
 
     def configure_optimizers(self) -> Any:
         try:

@@ -47,15 +47,19 @@ def computes_in_bfloat16(accelerator: str) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def half_precision(precision: Any) -> str | None:
+    """Why there is no training in half precision alone; None for other precisions."""
+    if precision not in HALF:
+        return None
+    return f"precision={precision}: the ELBO's squares, exp and sums need float32; take bf16-mixed"
+
+
 def unavailable(trainer: dict[str, Any]) -> list[str]:
     """A line for each of the Trainer's settings that this project cannot honour, and why."""
     problems = []
     precision, strategy = trainer.get("precision"), str(trainer.get("strategy"))
-    if precision in HALF:
-        problems.append(
-            f"trainer.precision={precision}: the ELBO's squares, exp and sums need float32; "
-            "take bf16-mixed"
-        )
+    if problem := half_precision(precision):
+        problems.append(f"trainer.{problem}")
     if any(kind in strategy for kind in SPAWNING):
         problems.append(
             f"trainer.strategy={strategy}: its processes end with the run's metrics in them; "

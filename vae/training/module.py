@@ -77,6 +77,7 @@ class LitVAE(ConfiguredModule):
         return self.model.mean_image(self.model.encode(x).mean)
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         mps = self.trainer.strategy.root_device.type == "mps"  # has no float64
         self.train_metric.set_sum_dtype(torch.float32 if mps else torch.float64)
         self.eval_metrics = {
