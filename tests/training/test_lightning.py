@@ -82,34 +82,34 @@ def test_a_plain_run_takes_every_batch(plain: tuple[Recorder, dict[str, float]])
 
 
 class Counter(L.Callback):
-    """Counts the calls of some hooks, each defined in another way."""
+    """Counts the calls of hooks, each defined in another way, one it calls itself, and notes which
+    ones the other callbacks have."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.on_before_backward = lambda *_: self.calls.append("on_before_backward")
+        Counter.latest = self
+
+    latest: "Counter"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_before_zero_grad(trainer, pl_module, trainer.optimizers[0])
+        self.others = {
+            type(c).__name__: {name for name in OF_A_STEP if getattr(c, name) is not None}
+            for c in trainer.callbacks  # type: ignore[attr-defined]
+        }
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.calls.append("on_train_batch_start")
 
 
-class Inheriting(Counter):
-    latest: "Inheriting"
-
-    def __init__(self) -> None:
-        super().__init__()
-        Inheriting.latest = self
-
-    def on_after_backward(self, *_: Any) -> None:
-        self.calls.append("on_after_backward")
-
-
 def test_hooks_are_called_where_a_callback_has_them(tmp_path: Path) -> None:
-    run(tmp_path, "+callbacks.own={_target_: test_lightning.Inheriting}")
-    own = Inheriting.latest
-    had = ["on_train_batch_start", "on_before_backward", "on_after_backward"]
-    assert own.calls == had * 16  # two epochs of eight batches
-    empty = {name for name in OF_A_STEP if getattr(own, name) is None}
-    assert empty == {*OF_A_STEP} - {*had}
+    run(tmp_path, "+callbacks.own={_target_: test_lightning.Counter}")
+    own = Counter.latest
+    assert own.calls == ["on_train_batch_start", "on_before_backward"] * 16  # 2 epochs of 8 batches
+    assert own.others["Counter"] == {*OF_A_STEP}
+    assert own.others["ExactResume"] == {"on_train_batch_end"}
+    assert own.others["History"] == set()
 
 
 def test_gradients_are_clipped(tmp_path: Path, plain: tuple[Recorder, dict[str, float]]) -> None:

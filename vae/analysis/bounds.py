@@ -39,22 +39,24 @@ class ControlVariate(NamedTuple):
     subset_se: float  # the part of it that comes from estimating on n of the N images alone
 
 
-def control_variate(elbo: Tensor, *levels: tuple[Tensor, Tensor]) -> ControlVariate:
+def control_variate(elbo: Tensor, chosen: Tensor, *levels: tuple[Tensor, Tensor]) -> ControlVariate:
     """Mean over N images of an estimate known for some, with cheaper estimates as control variates.
 
     `elbo` [N] is of all images, each level two tensors (coarse [n_l], fine [n_l]) of the first n_l
-    images of one random order, N ≥ n_1 ≥ n_2 …, where `coarse` estimates what the level before
-    does: the ELBO at first. Level by level the mean is regressed on the one before:
+    of the `chosen` [≥ n_1], a random order of places in `elbo`, N ≥ n_1 ≥ n_2 …, where `coarse`
+    estimates what the level before does: the ELBO at first, maybe with less noise than `elbo`.
+    Level by level the mean is regressed on the one before:
 
         M_0 = mean(elbo),    M_l = mean(fine_l) + slope_l · (M_(l−1) − mean(coarse_l))
 
     (regression under two-phase sampling: Cochran 1977, Sampling techniques, section 12.6; control
-    variates: Owen 2013, Monte Carlo theory, methods and examples, section 8.9). Two means over
-    nested subsets have the covariance of one image's values over the larger subset's size.
+    variates: Owen 2013, Monte Carlo theory, methods and examples, section 8.9). A fitted slope
+    brings a bias of order 1/n_l, well below the error; with n_l = N the mean is that of `fine`. Two
+    means over nested subsets have the covariance of one image's values over the larger one's size.
     """
-    whole = elbo.cpu().double()
     pairs = [(coarse.cpu().double(), fine.cpu().double()) for coarse, fine in levels]
-    some = pairs[0][0]  # ELBO in the order of the subsets, maybe of other noise
+    some = pairs[0][0]  # ELBO in the order of the subsets
+    whole = elbo.cpu().double().index_copy(0, chosen[: len(some)].cpu(), some)
     slopes = [regression_slope(coarse, fine) for coarse, fine in pairs]
     mean = whole.mean()
     for slope, (coarse, fine) in zip(slopes, pairs, strict=True):
@@ -70,7 +72,7 @@ def control_variate(elbo: Tensor, *levels: tuple[Tensor, Tensor]) -> ControlVari
     for i, (r, slope) in enumerate(zip(residuals, slopes, strict=True)):
         n = len(r)
         own = r.var() * ((n - 1) / (n - 2) * (1 + 1 / (n - 3)) if slope != 1 else 1)  # fitted
-        total += own / n + 2 * weight * covariance(some, r) / N
+        total += r.var() / N + own * (1 / n - 1 / N) + 2 * weight * covariance(some, r) / N
         subset += own * (1 / n - 1 / N)
         for larger in residuals[:i]:
             total += 2 * covariance(larger, r) / len(larger)
@@ -78,7 +80,7 @@ def control_variate(elbo: Tensor, *levels: tuple[Tensor, Tensor]) -> ControlVari
     return ControlVariate(mean.item(), *(v.clamp_min(0).sqrt().item() for v in (total, subset)))
 
 
-def regression_slope(coarse: Tensor, fine: Tensor, fewest: int = 10) -> float:
+def regression_slope(coarse: Tensor, fine: Tensor, fewest: int = 20) -> float:
     """Of `fine` on `coarse` over the images [n] that have both, by least squares; 1 for fewer than
     `fewest` images, and where it would be no finite number."""
     slope = covariance(coarse, fine) / coarse.var() if len(fine) >= fewest else torch.ones(())

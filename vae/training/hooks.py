@@ -18,12 +18,14 @@ OF_A_STEP = (
 
 
 def skip_empty_hooks(callbacks: list[L.Callback]) -> None:
-    """Have Lightning pass over the hooks of a step that a callback has from its base class, where
-    they are empty: it calls what is callable."""
+    """Have Lightning pass over the hooks of a step that its own callbacks and this project's have
+    from the base class, where they are empty: it calls what is callable. Other classes may call
+    such a hook themselves, and are left alone."""
     for callback in callbacks:
+        if not type(callback).__module__.startswith(("lightning.", "vae.")):
+            continue
         for name in OF_A_STEP:
-            own = getattr(callback, name)
-            if getattr(own, "__func__", None) is getattr(L.Callback, name):
+            if getattr(type(callback), name) is getattr(L.Callback, name):
                 setattr(callback, name, None)
 
 

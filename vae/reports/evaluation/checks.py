@@ -61,7 +61,7 @@ def refitted_log_p(
     if not len(chosen):
         return {}
     found = optimised_gap(model, images[chosen], settings, "log p at the refitted sigma")
-    mean, se, subset_se = control_variate(test_elbo, (found.elbo, found.log_p))
+    mean, se, subset_se = control_variate(test_elbo, chosen, (found.elbo, found.log_p))
     return {"refit/log_p": mean, "refit/log_p_se": se, "refit/log_p_subset_se": subset_se}
 
 

@@ -136,10 +136,11 @@ def all_images(values: Values, metrics: Metrics, images: Tensor) -> Metrics:
     """Estimates for all test images from those on some, and the tightest of them, `bound/log_p`.
 
     Each is regressed on the ELBO, which all images have, over those it was made for; where L_K was
-    estimated for more of them, in two levels, over L_K. All are bounds from below in expectation,
-    so the highest on the images that they share is the tightest.
+    estimated for more of them, in two levels, over L_K. On single images all are bounds from below
+    in expectation, so the highest on the images that they share is the tightest.
     """
     whole = values.get("exact/elbo", values["test/elbo"])
+    order = subset(images, len(images))
     found = candidates(values, metrics, images)
     many = found.get("iwae")
     result: Metrics = {}
@@ -148,7 +149,7 @@ def all_images(values: Values, metrics: Metrics, images: Tensor) -> Metrics:
         levels = [(one.elbo, one.bound)]
         if many is not None and one is not many and len(one.bound) < len(many.bound):
             levels = [(many.elbo, many.bound), (many.bound[: len(one.bound)], one.bound)]
-        mean, se, subset_se = control_variate(whole, *levels)
+        mean, se, subset_se = control_variate(whole, order, *levels)
         return {key: mean, f"{key}_se": se, f"{key}_subset_se": subset_se}
 
     for name in ("iwae", "ais"):
