@@ -81,6 +81,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
 
     # 3. Training.
     with files.folder_lock(folder), signals, logger_context(trainer.logger), lightning_refusals():
+        check_test_limit(trainer, data)
         if resume is not None:
             check_checkpoints(model, trainer.max_epochs, folder)
         if first and not trainer.fast_dev_run:
@@ -105,6 +106,21 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
             print(run_table.table(model, metrics), f"run folder: {folder}", sep="\n")
             print(f"tested: {tested}")
     return metrics
+
+
+def check_test_limit(trainer: Any, data: Any) -> None:
+    """Raise UserError where a fraction of a split's test batches is none: known before training."""
+    limit = trainer.limit_test_batches
+    if not 0 < limit < 1:  # a fraction
+        return
+    data.setup("test")
+    data.test_splits = ("train", "val", "test")
+    for split, loader in zip(data.test_splits, data.test_dataloader(), strict=True):
+        if limit * len(loader) < 1:
+            raise UserError(
+                f"trainer.limit_test_batches={limit}: less than one of the {len(loader)} batches "
+                f"of {split} images, which are tested too"
+            )
 
 
 def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
@@ -141,7 +157,10 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     chosen = loggers.build_loggers(build, folder, resume)
     logger = loggers.FaultTolerantLogger(chosen, build.config, folder, resume)
     signals = SignalHandler(folder / LAST, build.config.get("save_every_n_steps", 0))
-    callbacks = order_callbacks(build.each("callbacks"), build.config, signals, folder)
+    chosen_callbacks = build.each("callbacks")
+    if resume is not None:
+        chosen_callbacks = without_finders(chosen_callbacks, build.problems)
+    callbacks = order_callbacks(chosen_callbacks, build.config, signals, folder)
 
     # 3. The Trainer.
     settings = build.config["trainer"]
@@ -178,6 +197,19 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     return data, module, trainer, signals, resume
 
 
+def without_finders(callbacks: list[Any], problems: list[str]) -> list[Any]:
+    """The callbacks of a resumed run: the learning rate that was found comes with the optimizer's
+    state. A batch size is in no checkpoint, which is a problem."""
+    from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+
+    if any(isinstance(c, BatchSizeFinder) for c in callbacks):
+        problems.append(
+            "callbacks: BatchSizeFinder would search again, which no run can be resumed with; "
+            "start again with data.batch_size=<what it found>"
+        )
+    return [c for c in callbacks if not isinstance(c, LearningRateFinder)]
+
+
 def order_callbacks(chosen: list[Any], config: dict[str, Any], signals: Any, folder: Path) -> list:
     """The chosen callbacks and those of every run, in the order that their hooks need.
 
@@ -211,12 +243,14 @@ GROUP_NONE |= {f"{group}=null": f"{group}=none" for group in ("logger", "schedul
 def resumed(arguments: list[str]) -> list[str]:
     """Arguments for Hydra: `resume=<run folder>` works in that folder and keeps its settings.
 
-    Raises UserError where they name another folder too.
+    Raises UserError where they name another folder too, and in a sweep.
     """
     arguments = [GROUP_NONE.get(argument, argument) for argument in arguments]
     folders = [a.removeprefix("resume=") for a in arguments if a.startswith("resume=")]
     if not folders:
         return arguments
+    if {"-m", "--multirun"} & {*arguments}:
+        raise UserError("resume= takes one run; the sweep's own command again resumes a sweep")
     resume, here = f"resume={folders[-1]}", f"hydra.run.dir={folders[-1]}"
     for argument in arguments:
         if argument.startswith("hydra.run.dir=") and argument != here:

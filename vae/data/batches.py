@@ -55,7 +55,10 @@ class Batch(NamedTuple):
         """Mean of `values` [B] over the whole batch, once DDP has averaged over the processes.
 
         Processes may have unequal shares of the batch, or none. An empty batch has mean 0.
+        Raises ValueError for anything else than one value an image.
         """
+        if values.ndim != 1:
+            raise ValueError(f"one value an image is asked for, [B], not {[*values.shape]}")
         return values.sum() * (self.world_size / max(self.size, 1))
 
     def split(self, batch_size: int) -> "list[Batch]":

@@ -53,10 +53,13 @@ def table(model: VAE, metrics: dict[str, float]) -> str:
             lines.append(
                 f"{name:<24}" + "".join(f"{metrics[key.format(s)]:>10.2f}" for s in SPLITS)
             )
-    lines.append(
-        f"{'collapsed latents':<24}"
-        + "".join(f"{metrics[f'{s}/collapsed']:>10.0f}" for s in SPLITS)
-    )
+    if "test/collapsed" in metrics:
+        lines.append(
+            f"{'collapsed latents':<24}"
+            + "".join(f"{metrics[f'{s}/collapsed']:>10.0f}" for s in SPLITS)
+        )
+    else:
+        lines.append("nothing was tested (trainer.limit_test_batches=0)")
     if "chain/finite" in metrics:
         finite = "finite" if metrics["chain/finite"] else "NOT finite"
         drift = metrics["chain/drift"]

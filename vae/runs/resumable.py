@@ -21,13 +21,14 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
 
+from vae.models.objectives import ELBO, IWAE
 from vae.runs.errors import UserError
 from vae.runs.printable import printable
 
 SCHEDULERS = (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
 STATEFUL_CLASSES = (
     *(torch.nn.Module, torch.optim.Optimizer, *SCHEDULERS, L.LightningDataModule),
-    *(L.Trainer, L.Callback, Logger, Profiler, Strategy),
+    *(L.Trainer, L.Callback, Logger, Profiler, Strategy, ELBO, IWAE),
 )
 
 
@@ -82,7 +83,10 @@ def target_problem(folder: Path, target: str) -> str | None:
         return "does not exist here"
     own = top == "vae" and callable(found)
     if not own and not (isinstance(found, type) and issubclass(found, STATEFUL_CLASSES)):
-        return "is refused: it is no module, optimizer, schedule, callback, logger or data module"
+        return (
+            "is refused: it is no module, optimizer, schedule, callback, logger, data module or "
+            "subclass of an objective"
+        )
     return None
 
 

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from vae.runs.errors import RunError
 from vae.training.module import LitVAE
 
-ADVICE = "a lower optimizer.lr, a larger model.sigma or skip_bad_steps=true may help"
+ADVICE = "a lower optimizer.lr or a larger model.sigma may help"
+SKIPPING = "; skip_bad_steps=true leaves such steps out"
 
 
 class FiniteCheck(L.Callback):
@@ -24,6 +25,7 @@ class FiniteCheck(L.Callback):
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
         self.skipped_steps, self.good_steps = 0, 0
+        self.bad_loss = False  # since the last optimiser step
 
     def every_step(self, trainer: L.Trainer) -> bool:
         on_cpu = trainer.strategy.root_device.type == "cpu"
@@ -37,6 +39,7 @@ class FiniteCheck(L.Callback):
         if math.isfinite(loss.item()):
             self.good_steps += 1
         elif self.skips(pl_module):
+            self.bad_loss = True
             pl_module.terms = {}  # type: ignore[assignment]
             # the means of training are over the steps that were taken
         else:
@@ -49,7 +52,9 @@ class FiniteCheck(L.Callback):
         if not (self.skip and self.every_step(trainer)):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        if gradients and not all(bool(g.isfinite().all()) for g in gradients):
+        bad = self.bad_loss or not all(bool(g.isfinite().all()) for g in gradients)
+        self.bad_loss = False
+        if gradients and bad:
             self.skipped_steps += 1
             for p in pl_module.parameters():
                 p.grad = None
@@ -58,15 +63,24 @@ class FiniteCheck(L.Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if self.skip and self.every_step(trainer):
-            if not self.good_steps:
-                raise RunError(f"every step since the last validation was skipped; {ADVICE}")
-            self.good_steps = 0
+            self.require_good_steps("the last validation")
             pl_module.log("train/skipped_steps", float(self.skipped_steps))
         elif not self.every_step(trainer) and isinstance(pl_module, LitVAE):
             pl_module.train_metric.fold()
             sums = [total[0] for total in pl_module.train_metric.sums.values()]
             if sums and not torch.stack(sums).isfinite().all():
                 raise RunError(describe_nonfinite(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Of a run without validations."""
+        if self.skip and self.every_step(trainer) and not trainer.enable_validation:
+            self.require_good_steps("the epoch began")
+            pl_module.log("train/skipped_steps", float(self.skipped_steps))
+
+    def require_good_steps(self, since: str) -> None:
+        if not self.good_steps:
+            raise RunError(f"every step since {since} was skipped; {ADVICE}")
+        self.good_steps = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped_steps": self.skipped_steps}
@@ -93,4 +107,4 @@ def describe_nonfinite(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
                 causes.append(f"the {words} is")
     where = f"step {trainer.global_step}, epoch {trainer.current_epoch + 1}"
     cause = causes[0] if causes else "the loss is"
-    return f"{where}: {cause} not finite. The last checkpoint, if any, is good; {ADVICE}"
+    return f"{where}: {cause} not finite. The last checkpoint, if any, is good; {ADVICE}{SKIPPING}"

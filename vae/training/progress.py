@@ -59,8 +59,16 @@ class Progress(ProgressBar):
     def enable(self) -> None:
         self.refresh_rate = self._chosen_rate
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin()  # an epoch that is resumed within has no start of its own
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._since = time.perf_counter()
+        if self._bar is not None:
+            self._bar.close()
         if self.refresh_rate and sys.stderr.isatty():
             self._bar = tqdm(total=int(self.total_train_batches), leave=False, unit="batch")
 

@@ -37,9 +37,11 @@ class ExactResume(L.Callback):
                 sums: dict[str, Tensor] = self.saved["train_sums"]
                 pl_module.train_metric.sums = {k: v.to(pl_module.device) for k, v in sums.items()}
             length = schedule_length(pl_module)
-            if length is not None and length != self.saved["schedule_length"]:
+            longer = length is not None and length != self.saved["schedule_length"]
+            if longer and trainer.lr_scheduler_configs:  # SWA and steps of one's own may take it
                 config = trainer.lr_scheduler_configs[0]
                 assert pl_module.schedule is not None
+                assert length is not None
                 replay(pl_module.schedule, config.scheduler, trainer.optimizers[0], length)
         restore_rng(self.saved.get("rng", self.rng), pl_module.device)
 
