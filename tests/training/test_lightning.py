@@ -369,6 +369,12 @@ def test_schedules_follow_epochs_or_steps(
     assert seen == pytest.approx(rates, rel=1e-6)
 
 
+def test_a_schedule_of_one_s_own_needs_its_target_alone(tmp_path: Path) -> None:
+    own = "{_target_: torch.optim.lr_scheduler.StepLR, step_size: 1, gamma: 0.5}"
+    recorder, _ = run(tmp_path, "scheduler=none", f"+scheduler={own}", "optimizer.lr=0.01")
+    assert recorder.rates == [0.01] * 7 + [0.005] * 8 + [0.0025]  # stepped before the batch ends
+
+
 def test_one_cycle_follows_the_steps_of_the_run(tmp_path: Path) -> None:
     recorder, _ = run(tmp_path, "scheduler=onecycle", "scheduler.max_lr=0.01")
     assert max(recorder.rates) == pytest.approx(0.01, rel=0.1)

@@ -65,6 +65,9 @@ class Builder:
             raise UserError(*whole)
         references = {key for key, value in flatten(plain) if "${" in str(value)}
         self.config = resolved(config)
+        for key in ("optimizer", "scheduler"):  # their first argument always comes later
+            if has_target(self.config.get(key)):
+                self.config[key]["_partial_"] = True
         self.problems += settings_problems(
             {key: value for key, value in self.config.items() if key not in GROUPS}, TrainSettings
         )
