@@ -62,6 +62,13 @@ def test_a_batch_of_another_shape_is_refused(batch: Any, line: str) -> None:
             step(batch, 0)
 
 
+def test_names_are_refused_where_objects_are_asked_for() -> None:
+    with pytest.raises(TypeError, match="'beta' is a name; pass the object"):
+        lit(objective="beta")
+    with pytest.raises(ValueError, match="no split 'tests': train, val or test"):
+        digits_module().images("tests")
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_half_precision_alone_is_refused_in_a_line(precision: str) -> None:
     with pytest.raises(UserError, match=f"^precision={precision}: .* take bf16-mixed"):

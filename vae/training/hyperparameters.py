@@ -24,6 +24,8 @@ def from_settings(part: Any) -> Any:
     training, torch.nn and torch.optim are built. Raises UserError for any other; pass objects of
     your own classes, as in `LitVAE.load_from_checkpoint(path, model=…)`.
     """
+    if isinstance(part, str):
+        raise TypeError(f"{part!r} is a name; pass the object, or settings with a _target_")
     if not is_settings(part):
         return part
     check_trusted(part)
