@@ -57,6 +57,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     problem of the settings at once, RunError where the data cannot be had.
     """
     # Heavy imports wait until a run starts, so that --help answers at once.
+    from vae.data.datamodule import SPLITS
     from vae.reports import run_table
     from vae.runs import files
     from vae.runs import folder as runs
@@ -76,6 +77,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     # 2. The data, and the best that a linear encoder and decoder could do on it.
     data.prepare_data()
     data.setup("fit")
+    data.test_splits = SPLITS
     model = module.model
     module.oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim)
 
@@ -96,7 +98,6 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
 
         # 4. Testing, on all three splits.
         tested = load_kept(trainer, module, folder)
-        data.test_splits = ("train", "val", "test")
         trainer.test(module, data, verbose=False)
         metrics = module.test_metrics | run_table.run_metrics(trainer, module, data)
         if first:
@@ -114,7 +115,6 @@ def check_test_limit(trainer: Any, data: Any) -> None:
     if not 0 < limit < 1:  # a fraction
         return
     data.setup("test")
-    data.test_splits = ("train", "val", "test")
     for split, loader in zip(data.test_splits, data.test_dataloader(), strict=True):
         if limit * len(loader) < 1:
             raise UserError(
@@ -138,6 +138,7 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     from vae.training.checkpoints import AtomicCheckpointIO
     from vae.training.devices import resolve_precision, unavailable
     from vae.training.hooks import NoProfiler, skip_empty_hooks
+    from vae.training.resume import without_finders
     from vae.training.schedules import as_schedule
     from vae.training.shutdown import SignalHandler
 
@@ -157,10 +158,10 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
     chosen = loggers.build_loggers(build, folder, resume)
     logger = loggers.FaultTolerantLogger(chosen, build.config, folder, resume)
     signals = SignalHandler(folder / LAST, build.config.get("save_every_n_steps", 0))
-    chosen_callbacks = build.each("callbacks")
+    callbacks = build.each("callbacks")
     if resume is not None:
-        chosen_callbacks = without_finders(chosen_callbacks, build.problems)
-    callbacks = order_callbacks(chosen_callbacks, build.config, signals, folder)
+        callbacks = without_finders(callbacks, build.problems)
+    callbacks = order_callbacks(callbacks, build.config, signals, folder)
 
     # 3. The Trainer.
     settings = build.config["trainer"]
@@ -195,19 +196,6 @@ def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that DDP starts
         torch.set_num_threads(threads)
     return data, module, trainer, signals, resume
-
-
-def without_finders(callbacks: list[Any], problems: list[str]) -> list[Any]:
-    """The callbacks of a resumed run: the learning rate that was found comes with the optimizer's
-    state. A batch size is in no checkpoint, which is a problem."""
-    from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-
-    if any(isinstance(c, BatchSizeFinder) for c in callbacks):
-        problems.append(
-            "callbacks: BatchSizeFinder would search again, which no run can be resumed with; "
-            "start again with data.batch_size=<what it found>"
-        )
-    return [c for c in callbacks if not isinstance(c, LearningRateFinder)]
 
 
 def order_callbacks(chosen: list[Any], config: dict[str, Any], signals: Any, folder: Path) -> list:

@@ -11,6 +11,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import at_optimum, composed
@@ -21,6 +22,7 @@ from vae.data.batches import as_images
 from vae.evaluate import evaluate
 from vae.models.elbo import upper_bound
 from vae.reports.comparison.selection import common_data
+from vae.reports.evaluation.likelihood import all_images, subset
 from vae.reports.evaluation.table import table
 from vae.runs.checkpoints import BEST, LAST
 from vae.runs.errors import RunError, UserError
@@ -176,6 +178,21 @@ def test_parts_of_the_gap_make_up_the_whole(judged, near_optimum):
     assert f["gap/images"] == 20
     assert f["gap/log_p"] > f["gap/elbo"]
     assert 1 < f["gap/ess"] <= 50
+
+
+def test_the_estimate_for_all_images_is_the_regression_s_at_their_mean_elbo():
+    images = torch.zeros(200, 1, 1, 1)
+    order = subset(images, 60)
+    noise = torch.randn(3, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    elbo, bound = 10 * noise[0], 7 * noise[0] + noise[1]
+    values = {"test/elbo": elbo + noise[2], "iwae/elbo": elbo[order], "iwae/K=100": bound[order]}
+    found = all_images(values, {"iwae/K": [1, 100], "iwae/K=100_ess": 5.0}, images)
+    slope, intercept = np.polyfit(elbo[order], bound[order], 1)
+    known = values["test/elbo"].clone()
+    known[order] = elbo[order]  # with the smaller noise that they have
+    expected = intercept + slope * known.mean().item()
+    assert found["iwae/log_p_all"] == pytest.approx(expected, abs=1e-6)
+    assert found["bound/log_p"] == found["iwae/log_p_all"]
 
 
 def test_estimates_on_some_images_become_estimates_for_all(judged, near_optimum):

@@ -78,19 +78,16 @@ def test_a_plain_run_takes_every_batch(plain: tuple[Recorder, dict[str, float]])
     assert (metrics["train/images"], metrics["test/images"]) == (400, 300)
 
 
-# --- arguments of the Trainer ---------------------------------------------------------------------
-
-
 class Counter(L.Callback):
     """Counts the calls of hooks, each defined in another way, one it calls itself, and notes which
     ones the other callbacks have."""
+
+    latest: "Counter"
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.on_before_backward = lambda *_: self.calls.append("on_before_backward")
         Counter.latest = self
-
-    latest: "Counter"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.on_before_zero_grad(trainer, pl_module, trainer.optimizers[0])
@@ -110,6 +107,9 @@ def test_hooks_are_called_where_a_callback_has_them(tmp_path: Path) -> None:
     assert own.others["Counter"] == {*OF_A_STEP}
     assert own.others["ExactResume"] == {"on_train_batch_end"}
     assert own.others["History"] == set()
+
+
+# --- arguments of the Trainer ---------------------------------------------------------------------
 
 
 def test_gradients_are_clipped(tmp_path: Path, plain: tuple[Recorder, dict[str, float]]) -> None:

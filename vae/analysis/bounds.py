@@ -63,11 +63,11 @@ def control_variate(elbo: Tensor, chosen: Tensor, *levels: tuple[Tensor, Tensor]
         mean = fine.mean() + slope * (mean - coarse.mean())
     if min(len(fine) for _, fine in pairs) < 2:
         return ControlVariate(mean.item(), math.nan, math.nan)
-    N, weight = len(whole), 1.0
-    residuals: list[Tensor] = []
-    for slope, (coarse, fine) in reversed([*zip(slopes, pairs, strict=True)]):
-        residuals.insert(0, weight * (fine - slope * coarse))
-        weight *= slope
+    residuals = [  # in the last level's units
+        math.prod(slopes[i + 1 :]) * (fine - slopes[i] * coarse)
+        for i, (coarse, fine) in enumerate(pairs)
+    ]
+    N, weight = len(whole), math.prod(slopes)
     total, subset = weight**2 * whole.var() / N, whole.new_zeros(())
     for i, (r, slope) in enumerate(zip(residuals, slopes, strict=True)):
         n = len(r)

@@ -89,10 +89,10 @@ def as_batch(batch: Any) -> Batch:
             f"a batch must be images, or a tuple of images and labels, not {type(batch).__name__}"
         )
     images, *others = batch
-    pair = (images, *others[:1])
-    if len(pair) == 2 and all(isinstance(t, Tensor) and t.ndim == 4 for t in pair):
+    labels = others[0] if others else None
+    if all(isinstance(part, Tensor) and part.ndim == 4 for part in (images, labels)):
         raise TypeError("a batch must be images, or images and labels, not two of images")
-    return Batch(images, others[0] if others else None, size=len(images))
+    return Batch(images, labels, size=len(images))
 
 
 def as_images(

@@ -123,7 +123,7 @@ class ImageDataModule(L.LightningDataModule):
     def places(self, split: str) -> Tensor:
         """Which pixels are the split's, int64 [n]; RuntimeError before `setup` has read them, and
         ValueError for no split."""
-        if split not in ("train", "val", "test"):
+        if split not in SPLITS:
             raise ValueError(f"no split {split!r}: train, val or test")
         if split not in self.index:
             stage = "test" if split == "test" else "fit"

@@ -46,19 +46,14 @@ def table(model: VAE, metrics: dict[str, float]) -> str:
         f"{title}; parameters {sizes}",
         f"{'nats per image':<24}" + "".join(f"{s:>10}" for s in SPLITS),
     ]
-    rows = [("ELBO", "{}/elbo"), ("log-likelihood", "{}/log_likelihood"), ("KL", "{}/kl")]
-    rows += [("best linear ELBO (pPCA)", "oracle/{}_elbo")]
-    for name, key in rows:
+    rows = [("ELBO", "{}/elbo", 2), ("log-likelihood", "{}/log_likelihood", 2), ("KL", "{}/kl", 2)]
+    rows += [("best linear ELBO (pPCA)", "oracle/{}_elbo", 2)]
+    rows += [("collapsed latents", "{}/collapsed", 0)]
+    for name, key, digits in rows:
         if key.format("test") in metrics:
-            lines.append(
-                f"{name:<24}" + "".join(f"{metrics[key.format(s)]:>10.2f}" for s in SPLITS)
-            )
-    if "test/collapsed" in metrics:
-        lines.append(
-            f"{'collapsed latents':<24}"
-            + "".join(f"{metrics[f'{s}/collapsed']:>10.0f}" for s in SPLITS)
-        )
-    else:
+            values = (metrics[key.format(split)] for split in SPLITS)
+            lines.append(f"{name:<24}" + "".join(f"{value:>10.{digits}f}" for value in values))
+    if "test/collapsed" not in metrics:
         lines.append("nothing was tested (trainer.limit_test_batches=0)")
     if "chain/finite" in metrics:
         finite = "finite" if metrics["chain/finite"] else "NOT finite"

@@ -115,8 +115,10 @@ def check_yaml(text: str) -> None:
 def followed(plain: Mapping[str, Any], path: list[str], value: Any) -> Any:
     """A value with references to single settings replaced by what they stand for."""
     if isinstance(value, Mapping):
-        keyed = {k if type(k) is int else str(k): child for k, child in value.items()}
-        return {k: followed(plain, [*path, str(k)], child) for k, child in keyed.items()}
+        return {
+            k if type(k) is int else str(k): followed(plain, [*path, str(k)], child)
+            for k, child in value.items()
+        }
     if isinstance(value, list):
         return [followed(plain, [*path, str(i)], child) for i, child in enumerate(value)]
     for _ in range(MAX_DEPTH):

@@ -63,8 +63,7 @@ class FiniteCheck(L.Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if self.skip and self.every_step(trainer):
-            self.require_good_steps("the last validation")
-            pl_module.log("train/skipped_steps", float(self.skipped_steps))
+            self.report_skipped(pl_module, "the last validation")
         elif not self.every_step(trainer) and isinstance(pl_module, LitVAE):
             pl_module.train_metric.fold()
             sums = [total[0] for total in pl_module.train_metric.sums.values()]
@@ -74,13 +73,14 @@ class FiniteCheck(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Of a run without validations."""
         if self.skip and self.every_step(trainer) and not trainer.enable_validation:
-            self.require_good_steps("the epoch began")
-            pl_module.log("train/skipped_steps", float(self.skipped_steps))
+            self.report_skipped(pl_module, "the epoch began")
 
-    def require_good_steps(self, since: str) -> None:
+    def report_skipped(self, pl_module: L.LightningModule, since: str) -> None:
+        """Log how many steps were skipped; RunError where those since the last report all were."""
         if not self.good_steps:
             raise RunError(f"every step since {since} was skipped; {ADVICE}")
         self.good_steps = 0
+        pl_module.log("train/skipped_steps", float(self.skipped_steps))
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped_steps": self.skipped_steps}

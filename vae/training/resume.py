@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import Tensor
 
 from vae.data.batches import as_batch
@@ -36,13 +37,11 @@ class ExactResume(L.Callback):
             if trainer.is_global_zero:
                 sums: dict[str, Tensor] = self.saved["train_sums"]
                 pl_module.train_metric.sums = {k: v.to(pl_module.device) for k, v in sums.items()}
-            length = schedule_length(pl_module)
-            longer = length is not None and length != self.saved["schedule_length"]
-            if longer and trainer.lr_scheduler_configs:  # SWA and steps of one's own may take it
-                config = trainer.lr_scheduler_configs[0]
-                assert pl_module.schedule is not None
-                assert length is not None
-                replay(pl_module.schedule, config.scheduler, trainer.optimizers[0], length)
+            schedule, length = pl_module.schedule, schedule_length(pl_module)
+            in_use = trainer.lr_scheduler_configs  # SWA and steps of one's own may have taken it
+            changed = length != self.saved["schedule_length"]
+            if schedule is not None and length is not None and changed and in_use:
+                replay(schedule, in_use[0].scheduler, trainer.optimizers[0], length)
         restore_rng(self.saved.get("rng", self.rng), pl_module.device)
 
     def on_train_batch_end(
@@ -84,6 +83,17 @@ class ExactResume(L.Callback):
         if self._clock:
             now = time.perf_counter()
             self.seconds, self._clock = self.seconds + now - self._clock, now
+
+
+def without_finders(callbacks: list[Any], problems: list[str]) -> list[Any]:
+    """The callbacks of a resumed run: the learning rate that was found comes with the optimizer's
+    state. A batch size is in no checkpoint, which is a problem."""
+    if any(isinstance(c, BatchSizeFinder) for c in callbacks):
+        problems.append(
+            "callbacks: BatchSizeFinder would search again, which no run can be resumed with; "
+            "start again with data.batch_size=<what it found>"
+        )
+    return [c for c in callbacks if not isinstance(c, LearningRateFinder)]
 
 
 def schedule_length(pl_module: LitVAE) -> int | None:
