@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 PixelTransform = Literal["grey", "dequantised", "binarised"]
 PIXEL_TRANSFORMS = get_args(PixelTransform)
@@ -173,4 +173,16 @@ class IndexBatches(DistributedSampler[Tensor], SequentialSampler):
             shuffled = torch.randperm(len(order), generator=generator)
             order = order.index_select(0, shuffled.to(order.device))
         for batch in order.split(self.batch_size * self.world_size)[done:]:
-            yield batch[self.rank :: self.world_size], len(batch)
+            share = batch if self.world_size == 1 else batch[self.rank :: self.world_size]
+            yield share, len(batch)
+
+
+class BatchLoader(DataLoader[Batch]):
+    """Batches of a dataset that makes them whole, from what its sampler gives.
+
+    An ordinary loader would look at each for something to collate, and draw from the global
+    generator whenever an epoch starts.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return map(self.dataset.__getitem__, self.sampler)

@@ -10,7 +10,14 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vae.data.batches import Batch, ImageBatches, IndexBatches, PixelTransform, as_images
+from vae.data.batches import (
+    Batch,
+    BatchLoader,
+    ImageBatches,
+    IndexBatches,
+    PixelTransform,
+    as_images,
+)
 from vae.data.sources import SOURCES, fetch, read_idx, wrong_files
 from vae.models.networks import MNIST_SHAPE, ImageShape
 from vae.runs.errors import RunError, UserError
@@ -206,16 +213,7 @@ class ImageDataModule(L.LightningDataModule):
         )
         if not training:
             images.fixed_noise = lambda index: self.fixed_noise(split, index)
-        # batch_size=None: the sampler's tensors go to the dataset as they are, and its batches come
-        # out as they are. A generator of its own: an ordinary loader draws from the global one
-        # whenever an epoch starts.
-        return DataLoader(
-            images,
-            batch_size=None,
-            sampler=batches,
-            collate_fn=identity,
-            generator=torch.Generator(),
-        )
+        return BatchLoader(images, batch_size=None, sampler=batches)
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
@@ -247,7 +245,3 @@ class ImageDataModule(L.LightningDataModule):
                 if id(tensor) not in moved:
                     moved[id(tensor)] = tensor.to(device)
                 tensors[split] = moved[id(tensor)]
-
-
-def identity(batch: Any) -> Any:
-    return batch

@@ -100,6 +100,8 @@ class BestAndLast(ModelCheckpoint):
             self.save_best(trainer)
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    on_train_batch_end = L.Callback.on_train_batch_end  # nothing: no step's end saves
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing: the last epoch's end has saved, also where the run ended within it."""
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -13,11 +12,12 @@ from torch.optim import Optimizer
 from vae.runs.checkpoints import CHECKPOINT_FORMAT
 from vae.runs.errors import UserError, first_line
 from vae.training.devices import half_precision
+from vae.training.hooks import LeanModule, skip_records
 from vae.training.hyperparameters import Settings, from_settings, is_settings
 from vae.training.schedules import Schedule, as_schedule, run_length
 
 
-class ConfiguredModule(L.LightningModule):
+class ConfiguredModule(LeanModule):
     """A LightningModule with one optimizer over all parameters that have gradients: Adam at 1e-3
     without another. A callback that unfreezes later, as BaseFinetuning, adds its own group.
 
@@ -36,14 +36,6 @@ class ConfiguredModule(L.LightningModule):
         self.optimizer = from_settings(optimizer) or partial(torch.optim.Adam, lr=1e-3)
         self.schedule = as_schedule(scheduler)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning notes the hook that it calls, 43 times a step, and each time nn.Module would
-        look whether that is a parameter: 4 % of a small model's time."""
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
     def save_parts(self, **parts: Any) -> None:
         """Keep all arguments of the class as hyperparameters: `parts` where they are settings,
         whose objects checkpoints do not hold, and any others as they are."""
@@ -60,7 +52,8 @@ class ConfiguredModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         try:
-            optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+            parameters = (p for p in self.parameters() if p.requires_grad)
+            optimizer = skip_records(self.optimizer(parameters))
         except (TypeError, ValueError) as error:  # what an optimizer says against its arguments
             raise UserError(f"optimizer: {first_line(error)}") from error
         if self.schedule is None:
