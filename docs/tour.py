@@ -15,7 +15,6 @@ import vae
 from vae.analysis.latents import latent_statistics
 from vae.plots.latents import collapse_figure
 from vae.theory.linear import affine_weights
-from vae.theory.ppca import best_linear
 
 folder = os.environ.get("RUN") or max(Path("outputs").glob("**/metrics.json")).parent
 run = vae.load_run(folder)
@@ -38,7 +37,7 @@ print(f"posterior means {tuple(posterior.mean.shape)}, samples {tuple(samples.sh
 # %% Which latents carry something, and what the closed form says for a linear VAE
 weights = affine_weights(model)
 used = latent_statistics(model, [images])
-oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim) if weights else None
+oracle = data.best_linear(model) if weights else None
 collapse = collapse_figure(used.kl, f"{model.name}: KL per latent", len(images), oracle)
 collapse.savefig(out / "collapse.png")
 print(f"{len(used.active)} of {model.latent_dim} latents in use, most used first: {used.active}")

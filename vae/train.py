@@ -62,7 +62,6 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     from vae.runs import files
     from vae.runs import folder as runs
     from vae.runs.checkpoints import check_checkpoints
-    from vae.theory.ppca import best_linear
     from vae.training.devices import lightning_refusals
     from vae.training.keep import keep_average, load_kept
     from vae.training.loggers import logger_context
@@ -74,12 +73,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     data, module, trainer, signals, resume = build_run(config, folder)
     first = trainer.is_global_zero  # of the processes of one run, the one that writes files
 
-    # 2. The data, and the best that a linear encoder and decoder could do on it.
+    # 2. The data.
     data.prepare_data()
     data.setup("fit")
     data.test_splits = SPLITS
     model = module.model
-    module.oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim)
 
     # 3. Training.
     with files.folder_lock(folder), signals, logger_context(trainer.logger), lightning_refusals():

@@ -1,6 +1,5 @@
 """Steps that cost Lightning and torch less do what they did before."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -37,9 +36,9 @@ def steps(optimizer: torch.optim.Optimizer, weights: nn.Linear, count: int = 5) 
 
 
 @pytest.fixture
-def weights() -> Iterator[nn.Linear]:
+def weights() -> nn.Linear:
     torch.manual_seed(0)
-    yield nn.Linear(3, 2)
+    return nn.Linear(3, 2)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -63,9 +62,7 @@ def test_hooks_of_an_optimizer_are_called(weights: nn.Linear) -> None:
     steps(optimizer, weights, 1)
     after.remove()
     steps(optimizer, weights, 1)
-    everywhere = register_optimizer_step_post_hook(
-        lambda *_: called.append("everywhere")
-    )
+    everywhere = register_optimizer_step_post_hook(lambda *_: called.append("everywhere"))
     steps(optimizer, weights, 1)
     everywhere.remove()
     assert called == ["before", "after"] * 2 + ["after", "everywhere"]
@@ -85,7 +82,8 @@ def test_gradients_are_dropped_or_zeroed(weights: nn.Linear) -> None:
     optimizer = skip_records(torch.optim.Adam(weights.parameters()))
     weights(torch.ones(1, 3)).sum().backward()
     optimizer.zero_grad(set_to_none=False)
-    assert weights.weight.grad is not None and not weights.weight.grad.any()
+    assert weights.weight.grad is not None
+    assert not weights.weight.grad.any()
     optimizer.zero_grad()
     assert weights.weight.grad is None
 

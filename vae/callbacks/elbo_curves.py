@@ -28,6 +28,7 @@ class ELBOCurves(FigureCallback):
 
     def plot(self, trainer: L.Trainer, module: LitVAE, split: str) -> Figure:
         rows = read_history(Path(trainer.default_root_dir))
-        optimum = None if module.oracle is None else module.oracle.train_elbo
+        oracle = self.oracle(trainer, module)
+        optimum = None if oracle is None else oracle.train_elbo
         title = self.title(trainer, module, "ELBO = log-likelihood − KL")
         return curves_figure(title, RunCurves(rows, optimum=optimum))

@@ -14,6 +14,7 @@ from torch import Tensor
 from vae.data.batches import as_batch
 from vae.plots.images import large_text, png
 from vae.runs.checkpoints import BEST
+from vae.theory.ppca import PPCA
 from vae.training.history import is_trial
 from vae.training.loggers import FaultTolerantLogger
 from vae.training.module import LitVAE
@@ -115,6 +116,11 @@ class FigureCallback(L.Callback):
             if count >= n:
                 break
         return torch.cat(batches)[:n].to(module.device)
+
+    def oracle(self, trainer: L.Trainer, module: LitVAE) -> PPCA | None:
+        """The closed-form optimum of linear networks on the training split, where there is one."""
+        data: Any = getattr(trainer, "datamodule", None)
+        return data.best_linear(module.model) if hasattr(data, "best_linear") else None
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The same noise every time."""

@@ -44,7 +44,8 @@ class PosteriorCollapse(FigureCallback):
                 logger.log_histogram(name, kl, trainer.global_step)
 
     def plot(self, trainer: L.Trainer, module: LitVAE, split: str) -> Figure:
-        oracle = module.oracle if affine_weights(module.model) is not None else None
+        linear = affine_weights(module.model) is not None
+        oracle = self.oracle(trainer, module) if linear else None
         heading = self.title(trainer, module, "KL per latent")
         return collapse_figure(self.kl(trainer, module, split), heading, LAB_BATCH, oracle)
 

@@ -20,10 +20,11 @@ from vae.data.batches import (
 )
 from vae.data.sources import SOURCES, fetch, read_idx, wrong_files
 from vae.models.networks import MNIST_SHAPE, ImageShape
+from vae.models.vae import VAE
 from vae.runs.errors import RunError, UserError
 from vae.runs.signatures import signature_of, value_problems
 from vae.runs.types import Seed
-from vae.theory.ppca import Spectrum
+from vae.theory.ppca import PPCA, Spectrum, best_linear
 
 SPLITS = ("train", "val", "test")
 
@@ -60,6 +61,7 @@ class ImageDataModule(L.LightningDataModule):
         self.transform: PixelTransform = pixels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.val_seed, self.seed = val_size, val_seed, seed
+        self._spectrum: Spectrum | None = None
         self.batches_per_block = 1  # more for vae.training.blocks alone
         self.test_splits: Sequence[str] = ("test",)  # what test_dataloader serves
         self.pixels: dict[str, Tensor] = {}  # uint8 [N, C, H, W]; train and val share one tensor
@@ -166,7 +168,14 @@ class ImageDataModule(L.LightningDataModule):
 
     def spectrum(self) -> Spectrum:
         """Eigenvalues of the training split, over all noise: what the closed forms need."""
-        return Spectrum.cached(self.split_pixels("train"), self.transform)
+        if self._spectrum is None:
+            self._spectrum = Spectrum.cached(self.split_pixels("train"), self.transform)
+        return self._spectrum
+
+    def best_linear(self, model: VAE) -> PPCA | None:
+        """The optimum of a linear encoder and decoder with the model's likelihood and latents; None
+        where it has no closed form."""
+        return best_linear(model.likelihood, self.spectrum(), model.latent_dim)
 
     # --- batches ----------------------------------------------------------------------------
 

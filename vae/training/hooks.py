@@ -71,7 +71,7 @@ def skip_records(optimizer: Optimizer) -> Optimizer:
     is taken: a tenth of a small model's time. Returns the optimizer, whose own hooks are called as
     ever."""
     recorded = type(optimizer).step
-    bare = getattr(recorded, "__wrapped__", None)
+    bare: Any = getattr(recorded, "__wrapped__", None)
 
     def step(self: Optimizer, *arguments: Any, **named: Any) -> Any:
         hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from vae.data.batches import Batch, as_batch, as_images
 from vae.models import ELBO, VAE
-from vae.theory.ppca import PPCA
 from vae.training.configured import ConfiguredModule
 from vae.training.hyperparameters import Settings, from_settings
 from vae.training.metrics import ELBOMetric, FixedNoise, TrainMetric
@@ -52,7 +51,6 @@ class LitVAE(ConfiguredModule):
         self.train_metric = TrainMetric()
         self.terms: dict[str, Tensor] = {}  # of the latest training step, [B] each
         self.test_metrics: dict[str, float] = {}
-        self.oracle: PPCA | None = None  # closed-form optimum of a linear model, for the pictures
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The objective averaged over the batch; each image's terms go along, to be logged."""

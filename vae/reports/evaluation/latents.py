@@ -5,7 +5,6 @@ from vae.data.datamodule import ImageDataModule
 from vae.models.vae import VAE
 from vae.reports.evaluation.metrics import Metrics, Settings, batches
 from vae.theory.linear import affine_weights, kl_to_standard_normal
-from vae.theory.ppca import best_linear
 
 THRESHOLDS = (0.001, 0.01, 0.1, 0.5)  # nats or variance, below which latents are counted
 
@@ -29,7 +28,7 @@ def collapse(model: VAE, data: ImageDataModule, settings: Settings) -> Metrics:
         "collapse/aggregated_kl": kl_to_standard_normal(found.aggregated),
     }
     linear = affine_weights(model) is not None  # only then is the spectrum needed
-    oracle = best_linear(model.likelihood, data.spectrum(), model.latent_dim) if linear else None
+    oracle = data.best_linear(model) if linear else None
     if oracle is not None:
         metrics |= {
             "collapse/train_kl": latent_statistics(

@@ -18,7 +18,6 @@ from vae.reports.comparison.sigma import refit
 from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, Point
 from vae.reports.study.measures import ELBO, OVERFIT, OVERFIT_PARTS, REFITTED, TRAIN
 from vae.runs.folder import Run, load_data, load_run
-from vae.theory.ppca import best_linear
 
 SHARED_IMAGES = 1000  # of a split, that say how two architectures' ELBOs go together
 
@@ -69,7 +68,7 @@ def elbos(run: Run, data: ImageDataModule) -> dict[str, Tensor]:
     OVERFIT_PARTS is what it is above the linear optimum's on each image.
     """
     found: dict[str, Tensor] = {}
-    optimum = best_linear(run.model.likelihood, data.spectrum(), run.model.latent_dim)
+    optimum = data.best_linear(run.model)
     for key, part in zip((TRAIN.key, ELBO.key), OVERFIT_PARTS, strict=True):
         images = data.images(key.split("/")[0], SHARED_IMAGES)
         noise = noise_per_image(len(images), run.model.latent_dim)
