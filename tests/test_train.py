@@ -117,6 +117,23 @@ def test_a_run_resumes_where_it_was_cut_off(tmp_path: Path):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
 
 
+def test_images_too_large_for_a_closed_form_are_trained_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def none(*_: object) -> Spectrum:
+        raise RuntimeError("not enough memory: you tried to allocate 309237645312 bytes.\nmore")
+
+    monkeypatch.setattr(Spectrum, "cached", none)
+    metrics = train(settings(*NO_PICTURES, "logger=none", "trainer.max_epochs=1"), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+    assert not [name for name in metrics if name.startswith("oracle/")]
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [
+        "no closed-form optimum of a linear model: not enough memory: you tried to allocate "
+        "309237645312 bytes."
+    ]
+
+
 def test_a_finished_run_keeps_its_times_when_it_is_tested_again(tmp_path: Path):
     config = settings(
         *NO_PICTURES, "trainer.max_epochs=40"

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import build_model, set_linear, settings
+from hydra.utils import instantiate
 
 from vae.data.batches import as_images
 from vae.data.datamodule import ImageDataModule
@@ -24,6 +25,36 @@ def test_spectrum_is_that_of_the_covariance(digits: ImageDataModule, spectrum: S
     torch.testing.assert_close(rebuilt, covariance, rtol=0, atol=1e-7)
     of_floats = Spectrum.from_images(digits.split_pixels("train").double() / 255)
     torch.testing.assert_close(of_floats.eigenvalues, spectrum.eigenvalues, rtol=0, atol=1e-12)
+
+
+def test_a_data_modules_spectrum_is_that_of_what_it_holds(monkeypatch: pytest.MonkeyPatch):
+    data = instantiate(settings().data)
+    data.setup("fit")
+    computed: list[int] = []
+    cached = Spectrum.cached
+
+    def counted(pixels: torch.Tensor, transform: str) -> Spectrum:
+        computed.append(len(pixels))
+        return cached(pixels, transform)
+
+    monkeypatch.setattr(Spectrum, "cached", counted)
+
+    def expected() -> torch.Tensor:
+        return Spectrum.from_images(data.split_pixels("train"), data.transform).eigenvalues
+
+    def change(what: str) -> None:
+        if what == "transform":
+            data.transform = "binarised"
+        elif what == "split":
+            data.index["train"] = data.index["train"][:100]
+        elif what == "pixels":
+            data.pixels["train"][:, :, :14] = 0
+
+    for what in ("nothing", "transform", "split", "pixels"):
+        change(what)
+        for _ in range(2):
+            assert torch.equal(data.spectrum().eigenvalues, expected()), what
+    assert computed == [400, 400, 100, 100]
 
 
 def test_spectrum_of_bytes_is_exact_whatever_they_are():

@@ -44,6 +44,8 @@ class ImageDataModule(L.LightningDataModule):
     and `prepare_data` RunError where the files cannot be had.
     """
 
+    _spectrum: tuple[Any, Any, Spectrum] | None = None
+
     def __init__(
         self,
         name: str,
@@ -61,7 +63,6 @@ class ImageDataModule(L.LightningDataModule):
         self.transform: PixelTransform = pixels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.val_seed, self.seed = val_size, val_seed, seed
-        self._spectrum: Spectrum | None = None
         self.batches_per_block = 1  # more for vae.training.blocks alone
         self.test_splits: Sequence[str] = ("test",)  # what test_dataloader serves
         self.pixels: dict[str, Tensor] = {}  # uint8 [N, C, H, W]; train and val share one tensor
@@ -168,9 +169,12 @@ class ImageDataModule(L.LightningDataModule):
 
     def spectrum(self) -> Spectrum:
         """Eigenvalues of the training split, over all noise: what the closed forms need."""
-        if self._spectrum is None:
-            self._spectrum = Spectrum.cached(self.split_pixels("train"), self.transform)
-        return self._spectrum
+        tensors = self.pixels["train"], self.index["train"]
+        made_of = (self.transform, *((id(tensor), tensor._version) for tensor in tensors))
+        if self._spectrum is None or self._spectrum[0] != made_of:
+            found = Spectrum.cached(self.split_pixels("train"), self.transform)
+            self._spectrum = made_of, tensors, found  # which hold on to their ids
+        return self._spectrum[2]
 
     def best_linear(self, model: VAE) -> PPCA | None:
         """The optimum of a linear encoder and decoder with the model's likelihood and latents; None

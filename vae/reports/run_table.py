@@ -1,16 +1,22 @@
 """The final metrics of a run: those next to the ELBO, and the table on the screen."""
 
+import logging
+
 import lightning.pytorch as L
 
 from vae.data.datamodule import SPLITS, ImageDataModule
 from vae.models.vae import VAE, count_parameters
+from vae.runs.errors import first_line
+from vae.theory.ppca import PPCA
 from vae.training.module import LitVAE
 from vae.training.resume import ExactResume
+
+log = logging.getLogger(__name__)
 
 
 def run_metrics(trainer: L.Trainer, module: LitVAE, data: ImageDataModule) -> dict[str, float]:
     """Parameters, the closed-form optimum on each split, what the callbacks found, times."""
-    model, oracle = module.model, data.best_linear(module.model)
+    model, oracle = module.model, find_oracle(module.model, data)
     metrics: dict[str, float] = {
         "model/encoder_parameters": count_parameters(model.encoder),
         "model/decoder_parameters": count_parameters(model.decoder),
@@ -33,6 +39,15 @@ def run_metrics(trainer: L.Trainer, module: LitVAE, data: ImageDataModule) -> di
             metrics["time/images_per_second"] = callback.images_seen / max(callback.seconds, 1e-9)
         metrics |= getattr(callback, "final_metrics", {})
     return metrics
+
+
+def find_oracle(model: VAE, data: ImageDataModule) -> PPCA | None:
+    """The closed-form optimum; none where the covariance of so large images has no room."""
+    try:
+        return data.best_linear(model)
+    except (MemoryError, RuntimeError) as error:
+        log.warning("no closed-form optimum of a linear model: %s", first_line(error))
+        return None
 
 
 def table(model: VAE, metrics: dict[str, float]) -> str:

@@ -30,8 +30,9 @@ class LeanModule(L.LightningModule):
         """Lightning looks at every step for the arguments of `training_step`, which Python finds at
         once where the function carries them."""
         super().__init_subclass__(**arguments)
-        if step := vars(cls).get("training_step"):
-            step.__signature__ = inspect.signature(step)
+        step = vars(cls).get("training_step")
+        if inspect.isfunction(step):
+            step.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning notes the hook that it calls, 43 times a step, and each time nn.Module would
@@ -40,18 +41,6 @@ class LeanModule(L.LightningModule):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Nothing where no clipping is asked for, which Lightning finds out by a longer way."""
-        if gradient_clip_val is not None:
-            super().configure_gradient_clipping(
-                optimizer, gradient_clip_val, gradient_clip_algorithm
-            )
 
 
 def skip_empty_hooks(callbacks: list[L.Callback]) -> None:
@@ -66,32 +55,49 @@ def skip_empty_hooks(callbacks: list[L.Callback]) -> None:
                 setattr(callback, name, None)
 
 
+# What torch puts around the step of each class of optimizers, and what drops gradients.
+RECORDED_STEP = Optimizer.profile_hook_step(lambda: None).__code__
+RECORDED_ZERO_GRAD = Optimizer.zero_grad
+
+
 def skip_records(optimizer: Optimizer) -> Optimizer:
     """Have an optimizer enter its steps, and its dropping of gradients, in a profile only where one
-    is taken: a tenth of a small model's time. Returns the optimizer, whose own hooks are called as
-    ever."""
-    recorded = type(optimizer).step
-    bare: Any = getattr(recorded, "__wrapped__", None)
+    is taken: a tenth of a small model's time. Returns the optimizer.
 
-    def step(self: Optimizer, *arguments: Any, **named: Any) -> Any:
+    Its hooks are called as ever, and steps that are not torch's own are left alone, whenever they
+    came to be.
+    """
+
+    def step(self: Any, *arguments: Any, **named: Any) -> Any:
+        recorded = type(self).step
         hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
         hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
-        enter = hooks or torch.autograd._profiler_enabled()
-        return (recorded if enter else bare)(self, *arguments, **named)
+        if hooks or is_profiling() or getattr(recorded, "__code__", None) is not RECORDED_STEP:
+            return recorded(self, *arguments, **named)
+        out = recorded.__wrapped__(self, *arguments, **named)
+        posts = self._optimizer_step_post_hooks, _global_optimizer_post_hooks
+        for hook in [hook for each in posts for hook in each.values()]:  # new ones of its closure
+            hook(self, (self, *arguments), named)
+        return out
 
-    def zero_grad(self: Optimizer, set_to_none: bool = True) -> None:
-        if not set_to_none or torch.autograd._profiler_enabled():
-            Optimizer.zero_grad(self, set_to_none)
+    def zero_grad(self: Any, set_to_none: bool = True) -> None:
+        if not set_to_none or is_profiling() or type(self).zero_grad is not RECORDED_ZERO_GRAD:
+            type(self).zero_grad(self, set_to_none)
             return
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
 
-    if bare is not None and getattr(recorded, "hooked", False):  # torch's record is around it
-        optimizer.step = MethodType(functools.wraps(recorded)(step), optimizer)  # type: ignore[method-assign]
-    if type(optimizer).zero_grad is Optimizer.zero_grad:
-        optimizer.zero_grad = MethodType(zero_grad, optimizer)  # type: ignore[method-assign]
+    if isinstance(optimizer, Optimizer) and not {"step", "zero_grad"} & vars(optimizer).keys():
+        changed: Any = optimizer
+        changed.step = MethodType(functools.wraps(type(optimizer).step)(step), optimizer)
+        changed.zero_grad = MethodType(functools.wraps(RECORDED_ZERO_GRAD)(zero_grad), optimizer)
     return optimizer
+
+
+def is_profiling() -> bool:
+    """Whether torch.profiler, or one of its relatives, is on."""
+    return torch.autograd.profiler._is_profiler_enabled or torch.autograd._profiler_enabled()
 
 
 class NoProfiler(PassThroughProfiler):
