@@ -180,8 +180,8 @@ class IndexBatches(DistributedSampler[Tensor], SequentialSampler):
 class BatchLoader(DataLoader[Batch]):
     """Batches of a dataset that makes them whole, from what its sampler gives.
 
-    An ordinary loader would look at each for something to collate, and draw from the global
-    generator whenever an epoch starts.
+    An ordinary loader would look at each for something to collate, enter each in a profile, and
+    draw from the global generator whenever an epoch starts.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
