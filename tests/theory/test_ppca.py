@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from vae.data.batches import as_images
 from vae.data.datamodule import ImageDataModule
+from vae.theory import ppca
 from vae.theory.linear import affine_weights
 from vae.theory.ppca import PPCA, Spectrum, rate_distortion
 
@@ -31,16 +32,17 @@ def test_a_data_modules_spectrum_is_that_of_what_it_holds(monkeypatch: pytest.Mo
     data = instantiate(settings().data)
     data.setup("fit")
     computed: list[int] = []
-    cached = Spectrum.cached
+    from_images = Spectrum.from_images
 
     def counted(pixels: torch.Tensor, transform: str) -> Spectrum:
         computed.append(len(pixels))
-        return cached(pixels, transform)
+        return from_images(pixels, transform)
 
-    monkeypatch.setattr(Spectrum, "cached", counted)
+    monkeypatch.setattr(ppca, "CACHE", {})
+    monkeypatch.setattr(Spectrum, "from_images", counted)
 
     def expected() -> torch.Tensor:
-        return Spectrum.from_images(data.split_pixels("train"), data.transform).eigenvalues
+        return from_images(data.split_pixels("train"), data.transform).eigenvalues
 
     def change(what: str) -> None:
         if what == "transform":

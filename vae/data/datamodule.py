@@ -44,8 +44,6 @@ class ImageDataModule(L.LightningDataModule):
     and `prepare_data` RunError where the files cannot be had.
     """
 
-    _spectrum: tuple[Any, Any, Spectrum] | None = None
-
     def __init__(
         self,
         name: str,
@@ -169,12 +167,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def spectrum(self) -> Spectrum:
         """Eigenvalues of the training split, over all noise: what the closed forms need."""
-        tensors = self.pixels["train"], self.index["train"]
-        made_of = (self.transform, *((id(tensor), tensor._version) for tensor in tensors))
-        if self._spectrum is None or self._spectrum[0] != made_of:
-            found = Spectrum.cached(self.split_pixels("train"), self.transform)
-            self._spectrum = made_of, tensors, found  # which hold on to their ids
-        return self._spectrum[2]
+        return Spectrum.cached(self.split_pixels("train"), self.transform)
 
     def best_linear(self, model: VAE) -> PPCA | None:
         """The optimum of a linear encoder and decoder with the model's likelihood and latents; None

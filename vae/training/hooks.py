@@ -91,7 +91,7 @@ def skip_records(optimizer: Optimizer) -> Optimizer:
     if isinstance(optimizer, Optimizer) and not {"step", "zero_grad"} & vars(optimizer).keys():
         changed: Any = optimizer
         changed.step = MethodType(functools.wraps(type(optimizer).step)(step), optimizer)
-        changed.zero_grad = MethodType(functools.wraps(RECORDED_ZERO_GRAD)(zero_grad), optimizer)
+        changed.zero_grad = MethodType(zero_grad, optimizer)
     return optimizer
 
 
