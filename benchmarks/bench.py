@@ -22,6 +22,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -350,31 +351,34 @@ def over_devices(device: str, count: int) -> float | None:
     return metrics["time/images_per_second"]
 
 
-STARTED = """
+FIRST_STEP = """
 import os
-import vae.train, vae.training
-def first_step(*_):
-    os._exit(0)
-vae.training.LitVAE.training_step = first_step
-vae.train.cli()
+import lightning.pytorch as L
+class End(L.Callback):
+    def on_train_batch_start(self, *_):
+        os._exit(0)
 """
 
 
 def start_up(device: str) -> dict[str, float]:
     """Seconds from the command to the first step, to the answer of --help, and of the imports."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (f"trainer.accelerator={device}", f"hydra.run.dir={folder}/run")
+        (Path(folder) / "first_step.py").write_text(FIRST_STEP)
+        environment = os.environ | {"PYTHONPATH": folder}
+        end = "+callbacks.end={_target_: first_step.End}"
+        arguments = (f"trainer.accelerator={device}", f"hydra.run.dir={folder}/run", end)
         commands = {
-            "first_step": ["-c", STARTED, *arguments],
+            "first_step": ["-m", "vae.train", *arguments],
             "imports": ["-c", "import os, torch, lightning.pytorch, hydra; os._exit(0)"],
             "help": ["-m", "vae.train", "--help"],
         }
         seconds: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(3):
             for name, command in commands.items():
-                started = time.time()
+                shutil.rmtree(f"{folder}/run", ignore_errors=True)
                 line = [sys.executable, *command]
-                subprocess.run(line, cwd=ROOT, capture_output=True, check=True)
+                started = time.time()
+                subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, check=True)
                 seconds[name].append(time.time() - started)
     found = {name: statistics.median(values) for name, values in seconds.items()}
     return {**found, "above_imports": found["first_step"] - found["imports"]}

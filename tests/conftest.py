@@ -1,9 +1,17 @@
 """Shared by the tests: settings composed in process, the digits of the repository, one short real
-run."""
+run.
 
+Torch and Lightning are imported where they are used: the process that hands the tests out to others
+reads this file too, and needs neither.
+"""
+
+from __future__ import annotations
+
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
+gc.disable()  # until all is imported
 
 import copy
 import functools
@@ -14,21 +22,27 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as L
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vae.data.datamodule import ImageDataModule
-from vae.models.networks import Decoder, Encoder
-from vae.models.vae import VAE
-from vae.theory.ppca import PPCA, Spectrum
+if TYPE_CHECKING:
+    import lightning.pytorch as L
+    import torch
+
+    from vae.data.datamodule import ImageDataModule
+    from vae.models.vae import VAE
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no search for garbage goes through it again."""
+    gc.freeze()
+    gc.enable()
 
 
 def settings(*overrides: str) -> DictConfig:
@@ -67,12 +81,16 @@ def timeless_metrics(folder: Path) -> dict[str, float]:
 
 
 def build_model(*overrides: str, seed: int = 0) -> VAE:
+    import torch
+
     torch.manual_seed(seed)
     return instantiate(settings(*overrides).model, _convert_="all")
 
 
 def quiet_trainer(**options: Any) -> L.Trainer:
     """A Trainer of one's own on a CPU that leaves nothing on the screen or the disk."""
+    import lightning.pytorch as L
+
     quiet = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
@@ -81,6 +99,8 @@ def quiet_trainer(**options: Any) -> L.Trainer:
 
 def set_linear(model: VAE, weights: dict[str, torch.Tensor]) -> VAE:
     """The linear VAE with the weights of `PPCA.weights()`, its log sd constant, in float64."""
+    import torch
+
     model = model.double()
     m = model.latent_dim
     head, pixels = model.encoder.layers[0], model.decoder.layers[0]
@@ -94,6 +114,10 @@ def set_linear(model: VAE, weights: dict[str, torch.Tensor]) -> VAE:
 
 def at_optimum(images: torch.Tensor, m: int, sigma: float) -> VAE:
     """A linear encoder and decoder at the pPCA solution of images [N, C, H, W], in float32."""
+    from vae.models.networks import Decoder, Encoder
+    from vae.models.vae import VAE
+    from vae.theory.ppca import PPCA, Spectrum
+
     weights = PPCA(Spectrum.from_images(images), m, sigma).weights()
     shape = tuple(images.shape[1:])
     model = VAE(

@@ -12,7 +12,7 @@ from vae.command import command
 from vae.runs.errors import RunError
 
 
-@command("compare")
+@command("compare", "lightning.pytorch")
 def main(config: DictConfig) -> None:
     compare(config)
 

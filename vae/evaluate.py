@@ -12,7 +12,7 @@ from vae.command import command
 from vae.runs.errors import RunError, UserError
 
 
-@command("evaluate")
+@command("evaluate", "lightning.pytorch")
 def main(config: DictConfig) -> None:
     evaluate(config)
 

@@ -15,7 +15,7 @@ from vae.command import command
 from vae.runs.errors import RunError, UserError
 
 
-@command("export")
+@command("export", "lightning.pytorch")
 def main(config: DictConfig) -> None:
     export(config)
 

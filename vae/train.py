@@ -18,7 +18,7 @@ from vae.multirun import job
 from vae.runs.errors import UserError, report_errors
 
 
-@command("train")
+@command("train", "lightning.pytorch", "vae.training")
 def main(config: DictConfig) -> float | None:
     """Returns the validation ELBO of the best checkpoint, for a sweeper to maximise."""
     flush_denormals()
