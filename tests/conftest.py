@@ -23,9 +23,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_repository import ConfigRepository
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -58,9 +60,25 @@ def composed(command: str, *overrides: str) -> DictConfig:
 
 @functools.cache
 def composed_once(command: str, overrides: tuple[str, ...]) -> DictConfig:
-    """Hydra takes thirty times as long to compose settings as copying them does."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    """Hydra takes thirty times as long to compose settings as copying them does, most of it to read
+    the same files again."""
+    with (
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        mock.patch.object(ConfigRepository, "load_config", read_once),
+    ):
         return compose(command, [*overrides])
+
+
+READ: dict[Any, Any] = {}
+LOAD = ConfigRepository.load_config
+
+
+def read_once(repository: ConfigRepository, config_path: str) -> Any:
+    """What Hydra finds in a config file, kept beyond one compose."""
+    key = (config_path, *(source.path for source in repository.get_sources()))
+    if key not in READ:
+        READ[key] = LOAD(repository, config_path)
+    return copy.deepcopy(READ[key])  # Hydra sets values in it
 
 
 def run_vae(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
