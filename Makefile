@@ -38,8 +38,7 @@ lab: $(VENV)/installed ## the main job: train baseline and deep on MNIST and com
 		$(RUN) -m vae.train --multirun model=deep,baseline seed="range($(SEEDS))" \
 			hydra/launcher=joblib hydra.sweep.dir=$$runs $(ARGS); \
 	fi; \
-	$(RUN) -m vae.evaluate "runs=$$runs" $(EVALUATE); \
-	$(RUN) -m vae.compare "runs=$$runs" out=outputs/$$stamp-compare; \
+	$(RUN) -m vae.evaluate "runs=$$runs" $(EVALUATE) compare=outputs/$$stamp-compare; \
 	echo "'make tensorboard' shows the runs on the dashboard."
 
 STUDY := complexity complexity_encoder complexity_decoder

@@ -1,14 +1,15 @@
 """Judge trained runs: python -m vae.evaluate run=<run folder> [any.key=value …]
 
 python -m vae.evaluate runs=[<run folder>,…] or runs=<sweep's folder> judges many, and skips those
-that were judged with these settings.
+that were judged with these settings; compare=<folder> puts them on one page there afterwards.
 """
 
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vae.command import command
+from vae.compare import compare
 from vae.runs.errors import RunError, UserError
 
 
@@ -19,7 +20,7 @@ def main(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
     """Metrics of a run, written to its `evaluation.json` once all of them are there, and shown as a
-    table; for `runs` a dictionary of them by folder.
+    table; for `runs` a dictionary of them by folder. With `compare` the page of the runs, too.
 
     Raises UserError with every problem of the settings and the run folders at once, RunError where
     the data cannot be had or a file not be written.
@@ -35,8 +36,13 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         metrics = evaluator.evaluate(job.folders[0])
         print(table(metrics))
         print(f"written to {write(job.folders[0], metrics)}")
-        return metrics
-    return evaluate_many(job, evaluator)
+    else:
+        metrics = evaluate_many(job, evaluator)
+    if job.settings["compare"] is not None:
+        page = {"runs": [*map(str, job.folders)], "out": job.settings["compare"]}
+        page |= {"page": "comparison", "allow": job.settings["allow"]}
+        compare(OmegaConf.create(page))
+    return metrics
 
 
 def evaluate_many(job: Any, evaluator: Any) -> dict[str, dict[str, Any]]:

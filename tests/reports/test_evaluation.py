@@ -267,8 +267,12 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
     assert f"{first[str(sweep / 'deep')]['test/elbo']:.2f}" in shown
     stamps = {path: path.stat().st_mtime_ns for path in sweep.glob("*/evaluation.json")}
     assert len(stamps) == 2
-    # 1. Again: nothing is measured
-    again = evaluate(composed("evaluate", f"runs=[{sweep / 'deep'},{sweep / 'baseline'}]", *OFF))
+    # 1. Again: nothing is measured; with a page of both, if wanted
+    pair, page = f"runs=[{sweep / 'deep'},{sweep / 'baseline'}]", tmp_path / "page"
+    again = evaluate(composed("evaluate", pair, f"compare={page}", *OFF))
+    compared = json.loads((page / "comparison.json").read_text())["entries"]
+    assert [entry["name"] for entry in compared] == ["deep", "baseline"]
+    assert (page / "index.html").is_file()
     assert capsys.readouterr().out.count("done before") == 2
     assert again[str(sweep / "deep")]["test/elbo"] == first[str(sweep / "deep")]["test/elbo"]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps

@@ -18,7 +18,7 @@ from vae.runs.folder import Run, divergence_problem, load_data, load_run
 from vae.runs.settings import settings_problems
 
 # Settings that no metric depends on, beyond rounding: where things lie, what computes them.
-WITHOUT_EFFECT = {"run", "runs", "accelerator", "allow", "data", "classifier.folder"}
+WITHOUT_EFFECT = {"run", "runs", "compare", "accelerator", "allow", "data", "classifier.folder"}
 
 
 class Job(NamedTuple):

@@ -90,6 +90,7 @@ class EvaluateSettings:
     runs: Annotated[
         RunFolder | list[RunFolder] | None, doc("[<run folder>,<run folder>], or a sweep's folder")
     ]
+    compare: Annotated[Folder | None, doc("a folder for the page of the runs, or null")]
     against: Annotated[RunFolder | None, doc("a second run folder, or null")]
     seed: Seed
     accelerator: Accelerator
