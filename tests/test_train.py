@@ -12,11 +12,14 @@ import pytest
 import torch
 from conftest import FIGURES, NO_PICTURES, ROOT, ShortRun, settings
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from vae.data.datamodule import ImageDataModule
+from vae.runs.checkpoints import LAST
 from vae.runs.errors import UserError
 from vae.theory.ppca import PPCA, Spectrum
-from vae.train import resumed, train
+from vae.train import cli, resumed, train
 
 
 def test_files_of_the_run_folder(short_run: ShortRun):
@@ -176,6 +179,24 @@ def test_resume_works_in_the_folder_and_keeps_its_settings():
     assert resumed(["model=deep"]) == ["model=deep"]
     with pytest.raises(UserError, match=r"hydra\.run\.dir=c: resume=a/b works in the run's own"):
         resumed(["resume=a/b", "hydra.run.dir=c"])
+
+
+def test_a_resumed_run_without_a_checkpoint_says_that_it_starts_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(settings(), tmp_path / ".hydra" / "config.yaml")
+    monkeypatch.setattr("vae.train.flush_denormals", lambda: None)  # a process's, not a test's
+    monkeypatch.setattr("vae.train.train", lambda config, folder: {"val/elbo": 0.0})
+    monkeypatch.setattr(sys, "argv", ["vae-train", f"resume={tmp_path}"])
+    said = f"{tmp_path} has no checkpoint yet: it starts from the beginning\n"
+    for checkpoint, line in ((None, said), (tmp_path / LAST, "")):
+        if checkpoint is not None:
+            checkpoint.parent.mkdir()
+            checkpoint.touch()
+        GlobalHydra.instance().clear()
+        cli()
+        assert capsys.readouterr().out == line
 
 
 @pytest.mark.parametrize("name", ["stdout", "disabled", "none", "default", "messages"])

@@ -26,11 +26,15 @@ def main(config: DictConfig) -> float | None:
     folder = Path(hydra_config.runtime.output_dir)
     if hydra_config.mode == RunMode.MULTIRUN:
         return job(train, config, folder)
+    from vae.runs import files
+    from vae.runs.checkpoints import LAST
     from vae.runs.folder import discard_empty_run, saved_config
 
     if config.get("resume") is not None:
         task: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         config = saved_config(folder, task, config)
+        if files.is_rank_zero() and not (folder / LAST).exists():
+            print(f"{folder} has no checkpoint yet: it starts from the beginning")
     try:
         return train(config, folder).get("val/elbo", float("nan"))
     except UserError:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -257,19 +258,23 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
         return load_data(config, *rest)
 
     monkeypatch.setattr("vae.reports.evaluation.load.load_data", load_once)
-    first = evaluate(composed("evaluate", f"runs={sweep}", *OFF))
+    against = f"against={runs['baseline']}"
+    first = evaluate(composed("evaluate", f"runs={sweep}", against, *OFF))
     assert list(first) == [str(sweep / "baseline"), str(sweep / "deep")]
     assert len(loaded) == 1  # both were trained on the same
     shown = capsys.readouterr().out
     assert "[1/2]" in shown
     assert "[2/2]" in shown
     assert "left out" in shown
-    assert f"{first[str(sweep / 'deep')]['test/elbo']:.2f}" in shown
+    deep = first[str(sweep / "deep")]
+    assert f"{deep['test/elbo']:.2f}" in shown
+    assert re.search(r"^run +ELBO +less against's", shown, re.MULTILINE)
+    assert f"{deep['against/test/elbo']:.2f} ± {deep['against/test/elbo_se']:.2f}" in shown
     stamps = {path: path.stat().st_mtime_ns for path in sweep.glob("*/evaluation.json")}
     assert len(stamps) == 2
     # 1. Again: nothing is measured; with a page of both, if wanted
     pair, page = f"runs=[{sweep / 'deep'},{sweep / 'baseline'}]", tmp_path / "page"
-    again = evaluate(composed("evaluate", pair, f"compare={page}", *OFF))
+    again = evaluate(composed("evaluate", pair, against, f"compare={page}", *OFF))
     compared = json.loads((page / "comparison.json").read_text())["entries"]
     assert [entry["name"] for entry in compared] == ["deep", "baseline"]
     assert (page / "index.html").is_file()
@@ -281,9 +286,9 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
     checkpoint = torch.load(sweep / "deep" / BEST, weights_only=True)
     checkpoint["state_dict"]["model.decoder.layers.2.bias"] += 0.01
     torch.save(checkpoint, sweep / "deep" / BEST)
-    evaluate(composed("evaluate", f"runs={sweep}", *OFF))
+    evaluate(composed("evaluate", f"runs={sweep}", against, *OFF))
     assert capsys.readouterr().out.count("done before") == 1
-    evaluate(composed("evaluate", f"runs={sweep}", *OFF, "seed=1"))
+    evaluate(composed("evaluate", f"runs={sweep}", against, *OFF, "seed=1"))
     assert capsys.readouterr().out.count("done before") == 0
 
 

@@ -65,6 +65,8 @@ def test_a_batch_of_another_shape_is_refused(batch: Any, line: str) -> None:
 def test_names_are_refused_where_objects_are_asked_for() -> None:
     with pytest.raises(TypeError, match="'beta' is a name; pass the object"):
         lit(objective="beta")
+    with pytest.raises(TypeError, match="'cosine' is a name; pass the object"):
+        lit(scheduler="cosine")
     with pytest.raises(ValueError, match="no split 'tests': train, val or test"):
         digits_module().images("tests")
 

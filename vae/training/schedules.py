@@ -54,7 +54,7 @@ def as_schedule(scheduler: Any, build: Callable[[Any], Any] = from_settings) -> 
     if scheduler is None or isinstance(scheduler, Schedule):
         return scheduler
     if not is_settings(scheduler):
-        return Schedule(scheduler)
+        return Schedule(from_settings(scheduler))
     options = {name: scheduler[name] for name in OPTIONS if name in scheduler}
     auto = tuple(name for name, value in scheduler.items() if value == AUTO)
     rest = {k: v for k, v in scheduler.items() if k not in OPTIONS and k not in auto}

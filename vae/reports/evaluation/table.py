@@ -51,6 +51,7 @@ def cell(f: Metrics, key: str, digits: int = 2) -> str:
 
 COLUMNS = {
     "ELBO": "test/elbo",
+    "less against's": "against/test/elbo",  # paired over images
     "refitted sigma": "refit/test_elbo",
     "log p, at least": "bound/log_p",
     "amortisation gap": "gap/amortisation",
