@@ -13,7 +13,8 @@ loop's before and after it, so that a noisy machine is noisy for both:
 The loop gathers its batches as the project does, has the same validation each epoch and the same
 fused Adam; the last two have torch's default. First epochs, in which steps are compiled, are not
 counted, and no pictures are made. Then the project's rate over batch size, latent_dim, width,
-number of images and devices, each several times. Writes bench.json and bench.png.
+number of images and devices, each several times; and from the command to the first step, and a
+sweep of eight runs, serial and by joblib. Writes bench.json and bench.png.
 """
 
 import argparse
@@ -384,6 +385,21 @@ def start_up(device: str) -> dict[str, float]:
     return {**found, "above_imports": found["first_step"] - found["imports"]}
 
 
+def sweep_seconds(device: str) -> dict[str, float]:
+    """Seconds of a sweep of eight equal runs, one after the other and two at a time by joblib."""
+    one_by_one = ["-m", "vae.train", "--multirun", "seed=range(8)", "trainer.max_epochs=15"]
+    launchers = {"serial": [], "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, launcher in launchers.items():
+            where = [f"trainer.accelerator={device}", f"hydra.sweep.dir={folder}/{name}"]
+            line = [sys.executable, *one_by_one, *launcher, *where]
+            started = time.time()
+            subprocess.run(line, cwd=ROOT, capture_output=True, check=True)
+            seconds[name] = time.time() - started
+    return {**seconds, "ratio": seconds["joblib"] / seconds["serial"]}
+
+
 # --- the picture ----------------------------------------------------------------------------------
 
 
@@ -456,6 +472,7 @@ def main() -> None:
         "torch": torch.__version__,
         "rounds": rounds,
         "start_up_seconds": {} if arguments.skip_growth else start_up(device),
+        "sweep_seconds": {} if arguments.skip_growth else sweep_seconds(device),
         "models": {model: in_turns(model, device, rounds) for model in arguments.models},
         "growth_images_per_second": {} if arguments.skip_growth else growth(device, 3),
     }
