@@ -1,10 +1,14 @@
 """What is imported before something is said or trained: seconds of every start."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
+
+from vae.command import import_quickly
 
 HEAVY = {"torch", "lightning", "numpy", "pandas", "matplotlib", "pydantic", "tensorboard"}
 HEAVY |= {"imageio", "PIL", "scipy", "optuna", "sqlalchemy", "joblib", "jinja2"}
@@ -54,6 +58,27 @@ def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
     )
     assert imported(call) <= NEEDED
     assert (tmp_path / "run" / "environment.json").is_file()  # it came as far as fitting
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_as_it_was_after_the_imports(
+    enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    (gc.enable if enabled else gc.disable)()
+    try:
+        before = gc.get_freeze_count()
+        import_quickly("colorsys")
+        assert gc.isenabled() == enabled
+        assert "colorsys" in sys.modules
+        frozen = gc.get_freeze_count()
+        assert frozen > before
+        kept = [[] for _ in range(1000)]
+        import_quickly("colorsys")  # nothing new: what a multirun's last job left is not kept
+        assert gc.get_freeze_count() == frozen
+        assert len(kept) == 1000
+    finally:
+        gc.enable()
 
 
 def test_what_a_sweep_that_is_cut_short_lists_is_light() -> None:

@@ -47,6 +47,7 @@ def import_quickly(*packages: str) -> None:
     """
     if all(package in sys.modules for package in packages):
         return  # freezing once more would keep what a multirun's last job left
+    enabled = gc.isenabled()
     gc.disable()
     try:
         for package in packages:
@@ -54,4 +55,5 @@ def import_quickly(*packages: str) -> None:
     finally:
         gc.freeze()
         atexit.register(gc.unfreeze)  # some C++ parts complain of what is not collected at the end
-        gc.enable()
+        if enabled:
+            gc.enable()

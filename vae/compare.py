@@ -3,13 +3,14 @@
 `page=study` shows measures against the complexity of the networks instead.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from vae.command import command
-from vae.runs.errors import RunError
+from vae.runs.errors import RunError, UserError
 
 
 @command("compare", "lightning.pytorch")
@@ -25,21 +26,31 @@ def compare(config: DictConfig) -> Path:
     do not compare.
     """
     # heavy imports wait until the command starts
+    from vae.runs.settings import CompareSettings, validated
+
+    settings = validated(config, CompareSettings)
+    if settings["page"] == "study":
+        return study(settings)
+    return compare_runs(settings["runs"], Path(settings["out"]), tuple(settings["allow"]))
+
+
+def compare_runs(
+    named: Sequence[str] | str, out: Path, allow: tuple[str, ...] = (), root: str | None = None
+) -> Path:
+    """`compare` for the runs of these folders, with their data in `root` if it has moved."""
     from vae.reports.comparison.as_json import as_json
     from vae.reports.comparison.cautions import cautions
     from vae.reports.comparison.entries import measure_entries
     from vae.reports.comparison.page import render
-    from vae.reports.comparison.selection import common_data, runs_to_compare
+    from vae.reports.comparison.selection import common_data, page_problems, runs_to_compare
     from vae.reports.comparison.verdict import verdict
     from vae.runs.files import atomic_write, write_json
-    from vae.runs.settings import CompareSettings, validated
 
     # 1. The runs, and whether they can be compared.
-    settings = validated(config, CompareSettings)
-    if settings["page"] == "study":
-        return study(settings)
-    runs = runs_to_compare(settings["runs"], tuple(settings["allow"]))
-    data = common_data(runs, tuple(settings["allow"]))
+    if problem := page_problems("out", out):
+        raise UserError(problem)
+    runs = runs_to_compare(named, allow)
+    data = common_data(runs, allow, root)
 
     # 2. Every metric and picture, on the same inputs; runs of one setting become one entry.
     entries = measure_entries(runs, data)
@@ -49,7 +60,6 @@ def compare(config: DictConfig) -> Path:
     warnings = cautions(entries)
 
     # 4. The page, and all its metrics as JSON.
-    out = Path(settings["out"])
     try:
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "index.html", render(entries, data, sentences, warnings))

@@ -4,12 +4,13 @@ python -m vae.evaluate runs=[<run folder>,…] or runs=<sweep's folder> judges m
 that were judged with these settings; compare=<folder> puts them on one page there afterwards.
 """
 
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vae.command import command
-from vae.compare import compare
+from vae.compare import compare_runs
 from vae.runs.errors import RunError, UserError
 
 
@@ -39,9 +40,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     else:
         metrics = evaluate_many(job, evaluator)
     if job.settings["compare"] is not None:
-        page = {"runs": [*map(str, job.folders)], "out": job.settings["compare"]}
-        page |= {"page": "comparison", "allow": job.settings["allow"]}
-        compare(OmegaConf.create(page))
+        folders, allow = [*map(str, job.folders)], tuple(job.settings["allow"])
+        root = job.settings["data"]["root"]
+        compare_runs(folders, Path(job.settings["compare"]), allow, root)
     return metrics
 
 
@@ -70,7 +71,8 @@ def evaluate_many(job: Any, evaluator: Any) -> dict[str, dict[str, Any]]:
         found[str(folder)] = metrics
     print(many_table(found))
     if failed:
-        raise RunError(f"{len(failed)} of {len(job.folders)} failed: {'; '.join(failed)}")
+        no_page = "" if job.settings["compare"] is None else "; so there is no page"
+        raise RunError(f"{len(failed)} of {len(job.folders)} failed: {'; '.join(failed)}{no_page}")
     return found
 
 

@@ -188,6 +188,11 @@ class Sweep(Callback):
         refuse_unswept(config)
         folder = Path(config.hydra.run.dir)
         resumes = config.get("resume") is not None
+        if resumes and Path(config.resume).resolve() != folder.resolve():
+            exit_with_usage_error(
+                f"resume={config.resume}: call vae.train.cli(), which `python -m vae.train` does; "
+                "main() alone works in another folder"
+            )
         if resumes and not (folder / SETTINGS).is_file():
             exit_with_usage_error(f"resume={folder} is no run folder: it has no {SETTINGS}")
         if not resumes and is_rank_zero():

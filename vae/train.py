@@ -87,7 +87,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     with files.folder_lock(folder), signals, logger_context(trainer.logger), lightning_refusals():
         check_test_limit(trainer, data)
         if resume is not None:
-            check_checkpoints(model, trainer.max_epochs, folder)
+            check_checkpoints(model, trainer.max_epochs, trainer.max_steps, folder)
         if first and not trainer.fast_dev_run:
             for partial in folder.glob("checkpoints/.*.partial"):  # of a process that was killed
                 partial.unlink()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import at_optimum, composed
+from conftest import ROOT, at_optimum, composed
 from omegaconf import OmegaConf
 
 from vae.compare import compare
@@ -274,7 +274,16 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
     assert len(stamps) == 2
     # 1. Again: nothing is measured; with a page of both, if wanted
     pair, page = f"runs=[{sweep / 'deep'},{sweep / 'baseline'}]", tmp_path / "page"
-    again = evaluate(composed("evaluate", pair, against, f"compare={page}", *OFF))
+    root, roots = str(ROOT / "data"), []
+
+    def load_from(config, *rest):
+        roots.append(rest[0])
+        return load_data(config, *rest)
+
+    monkeypatch.setattr("vae.reports.comparison.selection.load_data", load_from)
+    moved = [f"compare={page}", f"data.root={root}"]
+    again = evaluate(composed("evaluate", pair, against, *moved, *OFF))
+    assert roots == [root]  # the page's images are where the evaluation had them
     compared = json.loads((page / "comparison.json").read_text())["entries"]
     assert [entry["name"] for entry in compared] == ["deep", "baseline"]
     assert (page / "index.html").is_file()
@@ -292,13 +301,33 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
     assert capsys.readouterr().out.count("done before") == 0
 
 
+def test_what_no_page_can_show_is_told_before_the_work(runs, tmp_path):
+    both, page = f"runs=[{runs['baseline']},{runs['deep']}]", f"compare={tmp_path / 'page'}"
+    (tmp_path / "file").touch()
+    assert refused(f"run={runs['deep']}", page)[0].endswith(
+        "takes runs=[<folder>,<folder>], not run="
+    )
+    assert "makes 1 runs, and must make 2" in refused(f"runs=[{runs['deep']}]", page)[0]
+    for name, why in (
+        ("file", "is a file, and must be a folder"),
+        ("file/page", "Not a directory"),
+    ):
+        (line,) = refused(both, f"compare={tmp_path / name}")
+        assert line.startswith(f"compare={tmp_path / name}")
+        assert why in line
+    (line,) = refused(both, f"compare={runs['deep']}")
+    assert line == f"compare={runs['deep']} is a run's folder; name another one for the page"
+    with pytest.raises(UserError, match=r"^out=.* is a run's folder"):
+        compare(composed("compare", both, f"out={runs['deep']}"))
+
+
 def test_a_run_that_fails_does_not_stop_the_others(runs, tmp_path, monkeypatch, capsys):
     for name, run in runs.items():
         shutil.copytree(run, tmp_path / name)
         (tmp_path / name / "evaluation.json").unlink(missing_ok=True)
     config = tmp_path / "baseline" / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("name: digits", "name: letters"))
-    with pytest.raises(RunError, match=r"1 of 2 failed: .*baseline"):
+    with pytest.raises(RunError, match=r"1 of 2 failed: .*baseline(?!.*no page)"):
         evaluate(composed("evaluate", f"runs={tmp_path}", *OFF))
     assert "test/elbo" in json.loads((tmp_path / "deep" / "evaluation.json").read_text())
     assert not (tmp_path / "baseline" / "evaluation.json").exists()

@@ -59,8 +59,9 @@ class WithoutSchedule(LitVAE):
         "scheduling: {1: 2}}",
         "learning._target_=test_resumed.WithoutSchedule",
         "objective._target_=test_resumed.Capacity",
+        "trainer.max_steps=100",  # of which Lightning would make one epoch less
     ],
-    ids=["found rate", "accumulation", "no schedule", "own objective"],
+    ids=["found rate", "accumulation", "no schedule", "own objective", "steps"],
 )
 def test_a_longer_run_ends_as_if_it_had_been_so_long(tmp_path: Path, override: str) -> None:
     for folder, lengths in ((tmp_path / "whole", (4,)), (tmp_path / "resumed", (2, 4))):
@@ -68,6 +69,26 @@ def test_a_longer_run_ends_as_if_it_had_been_so_long(tmp_path: Path, override: s
             config = settings(*SHORT, override, "scheduler=none", f"trainer.max_epochs={epochs}")
             train(config, folder)
     assert timeless_metrics(tmp_path / "resumed") == timeless_metrics(tmp_path / "whole")
+
+
+def test_a_limit_of_steps_is_told_where_it_matters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def resumed_to(steps: int) -> list[str]:
+        caplog.clear()
+        with caplog.at_level("INFO", logger="vae.training.resume"):
+            train(settings(*SHORT, "trainer.max_epochs=4", f"trainer.max_steps={steps}"), tmp_path)
+        return [r.message for r in caplog.records if r.name == "vae.training.resume"]
+
+    assert resumed_to(10) == []
+    limits = "trainer.max_epochs=4, trainer.max_steps=10"
+    assert resumed_to(10) == [f"nothing was left to train: {limits}"]
+    with pytest.raises(UserError, match=r"^trainer\.max_steps=9: .* has 10 steps behind it"):
+        resumed_to(9)
+    (line,) = resumed_to(100)  # the second epoch had two of its eight steps
+    assert line.startswith("the run had ended within an epoch, whose rest is left out")
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 10 + 2 * 8
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,11 @@ def model_state(state: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("model."): value for key, value in own.items()}
 
 
-def check_checkpoints(model: nn.Module, max_epochs: int | None, folder: Path) -> None:
+def check_checkpoints(
+    model: nn.Module, max_epochs: int | None, max_steps: int, folder: Path
+) -> None:
     """Raise UserError where a checkpoint of the folder is one of other networks than this model, or
-    the last has more epochs behind it than the run is to have.
+    the last has more epochs or optimiser steps behind it than the run is to have (-1: no limit).
 
     Other weights, those of a learning step of one's own, may not have been made yet.
     """
@@ -67,6 +69,11 @@ def check_checkpoints(model: nn.Module, max_epochs: int | None, folder: Path) ->
         if too_long and path == folder / LAST:
             raise UserError(
                 f"trainer.max_epochs={max_epochs}: {folder} has {done} epochs behind it already"
+            )
+        steps = checkpoint.get("global_step")
+        if path == folder / LAST and isinstance(steps, int) and 0 <= max_steps < steps:
+            raise UserError(
+                f"trainer.max_steps={max_steps}: {folder} has {steps} steps behind it already"
             )
         for part in ("state_dict", "current_model_state"):  # and the weights behind an average
             if part not in checkpoint:

@@ -93,11 +93,12 @@ class Progress(ProgressBar):
             split: trainer.callback_metrics.get(f"{split}/elbo") for split in ("train", "val")
         }
         elbos = [f"{split} {value:8.2f}" for split, value in logged.items() if value is not None]
+        last = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None  # else without an end
         log.info(
-            "epoch %*d/%s  ELBO %s  (%.1f s)",
-            len(str(trainer.max_epochs)),
+            "epoch %*d%s  ELBO %s  (%.1f s)",
+            len(str(last or "")),
             trainer.current_epoch + 1,
-            trainer.max_epochs,
+            f"/{last}" if last else "",
             "  ".join(elbos),
             time.perf_counter() - self._since,
         )

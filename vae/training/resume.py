@@ -1,5 +1,6 @@
 """What an exact resume needs beyond Lightning's own checkpoint, and a run's totals."""
 
+import logging
 import time
 from functools import partial
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from vae.data.batches import as_batch
 from vae.training.module import LitVAE
 from vae.training.schedules import replay
+
+log = logging.getLogger(__name__)
 
 
 class ExactResume(L.Callback):
@@ -28,11 +31,22 @@ class ExactResume(L.Callback):
         self.saved: dict[str, Any] = {}
         self.images_seen, self.seconds = 0, 0.0  # of all processes, over all interruptions
         self._clock = 0.0
+        self._within_epoch = False  # the checkpoint is of an epoch that ended before its batches
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Resume runs with trainer.max_steps as those without: Lightning would run the epoch that
+        the checkpoint ended once more, over no batches, and so count one epoch too many."""
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clock = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._within_epoch:
+            log.warning(
+                "the run had ended within an epoch, whose rest is left out: by trainer.max_steps, "
+                "or by a callback"
+            )
         if isinstance(pl_module, LitVAE) and self.saved:
             if trainer.is_global_zero:
                 sums: dict[str, Tensor] = self.saved["train_sums"]
@@ -56,6 +70,10 @@ class ExactResume(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._update_elapsed()
+        if self.images_seen == self.saved.get("images_seen"):
+            epochs, steps = trainer.max_epochs, trainer.max_steps
+            said = "nothing was left to train: trainer.max_epochs=%s, trainer.max_steps=%s"
+            log.info(said, epochs, steps)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -78,6 +96,10 @@ class ExactResume(L.Callback):
             self.saved = checkpoint["resume"]
             self.images_seen = self.saved["images_seen"]
             self.seconds = self.saved["seconds"]
+            loop = checkpoint["loops"]["fit_loop"]
+            done = {loop["epoch_progress"]["current"][k] for k in ("ready", "started", "processed")}
+            ended = not loop["epoch_loop.batch_progress"]["is_last_batch"]
+            self._within_epoch = ended and len(done) == 1 and self.images_seen > 0
 
     def _update_elapsed(self) -> None:
         if self._clock:

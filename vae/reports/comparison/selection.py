@@ -95,11 +95,17 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[str], list[list[Run]]]:
     return names, [[runs[i] for i in indices] for indices in groups]
 
 
-def common_data(runs: Sequence[Run], allow: tuple[str, ...] = ()) -> ImageDataModule:
-    """The images that all runs share, all three splits open.
+def page_problems(setting: str, out: Path) -> str | None:
+    """Why a page cannot be written into a folder, as far as can be said beforehand."""
+    if (out / SETTINGS).is_file():
+        return f"{setting}={out} is a run's folder; name another one for the page"
+    if out.exists() and not out.is_dir():
+        return f"{setting}={out} is a file, and must be a folder"
+    return None
 
-    Raises UserError, by name, for runs without any.
-    """
+
+def refuse_unlike(runs: Sequence[Run]) -> None:
+    """Raise UserError, by name, for runs that were not trained on the same images."""
     problems = []
     first, *others = (
         comparability(settings_of(run), run.model.image_shape, run.model.likelihood.density)
@@ -110,7 +116,17 @@ def common_data(runs: Sequence[Run], allow: tuple[str, ...] = ()) -> ImageDataMo
             problems.append(f"runs do not compare: {line}, in {runs[0].folder} and in {run.folder}")
     if problems:
         raise UserError(*problems)
+
+
+def common_data(
+    runs: Sequence[Run], allow: tuple[str, ...] = (), root: str | None = None
+) -> ImageDataModule:
+    """The images that all runs share, all three splits open; from `root` if they have moved.
+
+    Raises UserError, by name, for runs without any.
+    """
+    refuse_unlike(runs)
     try:
-        return load_data(runs[0].config, allow=allow)
+        return load_data(runs[0].config, root, allow)
     except UserError as error:
         raise UserError(*(f"runs: {runs[0].folder}: {line}" for line in error.problems)) from error

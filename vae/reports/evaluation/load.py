@@ -8,6 +8,12 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from vae.data.datamodule import ImageDataModule
+from vae.reports.comparison.selection import (
+    group_runs,
+    page_problems,
+    refuse_unlike,
+    runs_to_compare,
+)
 from vae.reports.evaluation.metrics import Settings
 from vae.reports.evaluation.settings import EvaluateSettings
 from vae.runs.checkpoints import weights_digest
@@ -66,9 +72,30 @@ def load_and_validate(config: DictConfig) -> Job:
         found = run_problems(Path(against), settings, writes=False)
         problems += [f"against: {problem}" for problem in found]
         problems += [] if found else unlike(folders, Path(against), settings)
+    if not problems and settings["compare"] is not None:
+        problems += comparison_problems(settings, folders)
     if problems:
         raise UserError(*problems)
     return Job(settings, folders, left_out, Path(against) if against else None)
+
+
+def comparison_problems(settings: Settings, folders: list[Path]) -> list[str]:
+    """Why there could be no page of the runs afterwards; better said before the work."""
+    if settings["run"] is not None:
+        return [f"compare={settings['compare']} takes runs=[<folder>,<folder>], not run="]
+    out = Path(settings["compare"])
+    try:
+        if problem := page_problems("compare", out):
+            return [problem]
+        runs = runs_to_compare([*map(str, folders)], allowed(settings))
+        refuse_unlike(runs)
+        group_runs(runs)
+        out.mkdir(parents=True, exist_ok=True)
+    except UserError as error:
+        return [f"compare: {problem}" for problem in error.problems]
+    except OSError as error:
+        return [f"compare={out}: {error.strerror or error}"]
+    return []
 
 
 def as_list(value: Any) -> list[str]:
