@@ -62,6 +62,14 @@ def test_a_batch_of_another_shape_is_refused(batch: Any, line: str) -> None:
             step(batch, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_images_of_another_precision_are_trained_in_the_weights_own(dtype: torch.dtype) -> None:
+    """Numpy's are float64."""
+    module = lit()
+    quiet_trainer(max_epochs=1).fit(module, DataLoader(IMAGES.to(dtype), 32))
+    assert module.terms["objective"].dtype == torch.float32
+
+
 def test_names_are_refused_where_objects_are_asked_for() -> None:
     with pytest.raises(TypeError, match="'beta' is a name; pass the object"):
         lit(objective="beta")

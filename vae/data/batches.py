@@ -76,14 +76,15 @@ class Batch(NamedTuple):
 
 
 def as_batch(batch: Any) -> Batch:
-    """A Batch as it is; images [B, C, H, W], alone or with labels after them, become one.
+    """A Batch as it is; images [B, C, H, W], alone or with labels after them, become one. Floats such
+    as numpy's float64 take torch's default precision.
 
     Raises TypeError for anything else, such as a dictionary, or images twice.
     """
     if isinstance(batch, Batch):
         return batch if batch.size else batch._replace(size=len(batch.pixels))
     if isinstance(batch, Tensor):
-        return Batch(batch, size=len(batch))
+        return Batch(in_default_precision(batch), size=len(batch))
     if not isinstance(batch, list | tuple):
         raise TypeError(
             f"a batch must be images, or a tuple of images and labels, not {type(batch).__name__}"
@@ -92,7 +93,13 @@ def as_batch(batch: Any) -> Batch:
     labels = others[0] if others else None
     if all(isinstance(part, Tensor) and part.ndim == 4 for part in (images, labels)):
         raise TypeError("a batch must be images, or images and labels, not two of images")
-    return Batch(images, labels, size=len(images))
+    return Batch(in_default_precision(images), labels, size=len(images))
+
+
+def in_default_precision(images: Any) -> Any:
+    """Floats in torch's default precision, which Lightning sets; anything else as it is."""
+    floats = isinstance(images, Tensor) and images.is_floating_point()
+    return images.to(torch.get_default_dtype()) if floats else images
 
 
 def as_images(
