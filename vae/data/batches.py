@@ -76,8 +76,8 @@ class Batch(NamedTuple):
 
 
 def as_batch(batch: Any) -> Batch:
-    """A Batch as it is; images [B, C, H, W], alone or with labels after them, become one. Floats such
-    as numpy's float64 take torch's default precision.
+    """A Batch as it is; images [B, C, H, W], alone or with labels after them, become one. Floats
+    of another precision, such as numpy's float64, take torch's default one.
 
     Raises TypeError for anything else, such as a dictionary, or images twice.
     """
