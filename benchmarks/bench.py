@@ -1,4 +1,4 @@
-"""How fast training is, as ratios measured in one process: make bench (half an hour on 2 cores)
+"""How fast training is, as ratios measured in one process: make bench (40 minutes on 2 cores)
 
 Contestants train the same networks by Adam on the same 55 000 images at batch 128. After each
 epoch of a contestant comes one of a loop by hand, and the epoch's ratio is to the mean of the
