@@ -47,6 +47,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # some C++ parts complain of what is not collected at the end
+
+
 def settings(*overrides: str) -> DictConfig:
     """The settings that `python -m vae.train` would have with these overrides, on the repository's
     digits."""
