@@ -361,6 +361,14 @@ class End(L.Callback):
 """
 
 
+def seconds_of(arguments: list[str], environment: Any = None) -> float:
+    """How long a Python process with these arguments takes."""
+    line = [sys.executable, *arguments]
+    started = time.time()
+    subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, check=True)
+    return time.time() - started
+
+
 def start_up(device: str) -> dict[str, float]:
     """Seconds from the command to the first step, to the answer of --help, and of the imports."""
     with tempfile.TemporaryDirectory() as folder:
@@ -377,10 +385,7 @@ def start_up(device: str) -> dict[str, float]:
         for _ in range(3):
             for name, command in commands.items():
                 shutil.rmtree(f"{folder}/run", ignore_errors=True)
-                line = [sys.executable, *command]
-                started = time.time()
-                subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, check=True)
-                seconds[name].append(time.time() - started)
+                seconds[name].append(seconds_of(command, environment))
     found = {name: statistics.median(values) for name, values in seconds.items()}
     return {**found, "above_imports": found["first_step"] - found["imports"]}
 
@@ -393,10 +398,7 @@ def sweep_seconds(device: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for name, launcher in launchers.items():
             where = [f"trainer.accelerator={device}", f"hydra.sweep.dir={folder}/{name}"]
-            line = [sys.executable, *one_by_one, *launcher, *where]
-            started = time.time()
-            subprocess.run(line, cwd=ROOT, capture_output=True, check=True)
-            seconds[name] = time.time() - started
+            seconds[name] = seconds_of([*one_by_one, *launcher, *where])
     return {**seconds, "ratio": seconds["joblib"] / seconds["serial"]}
 
 

@@ -42,12 +42,12 @@ def compare_runs(
     from vae.reports.comparison.cautions import cautions
     from vae.reports.comparison.entries import measure_entries
     from vae.reports.comparison.page import render
-    from vae.reports.comparison.selection import common_data, page_problems, runs_to_compare
+    from vae.reports.comparison.selection import common_data, page_problem, runs_to_compare
     from vae.reports.comparison.verdict import verdict
     from vae.runs.files import atomic_write, write_json
 
     # 1. The runs, and whether they can be compared.
-    if problem := page_problems("out", out):
+    if problem := page_problem("out", out):
         raise UserError(problem)
     runs = runs_to_compare(named, allow)
     data = common_data(runs, allow, root)

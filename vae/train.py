@@ -18,7 +18,7 @@ from vae.multirun import job
 from vae.runs.errors import UserError, report_errors
 
 
-@command("train", "lightning.pytorch", "vae.training")
+@command("train", "lightning.pytorch")
 def main(config: DictConfig) -> float | None:
     """Returns the validation ELBO of the best checkpoint, for a sweeper to maximise."""
     flush_denormals()

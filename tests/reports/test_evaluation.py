@@ -332,6 +332,15 @@ def test_a_run_that_fails_does_not_stop_the_others(runs, tmp_path, monkeypatch, 
     assert "test/elbo" in json.loads((tmp_path / "deep" / "evaluation.json").read_text())
     assert not (tmp_path / "baseline" / "evaluation.json").exists()
 
+    def fails(*_):
+        raise RunError("the disk is gone")
+
+    monkeypatch.setattr("vae.reports.evaluation.measure.Evaluator.evaluate", fails)
+    both, page = f"runs=[{runs['baseline']},{runs['deep']}]", tmp_path / "page"
+    with pytest.raises(RunError, match=r"^2 of 2 failed: .*; so there is no page$"):
+        evaluate(composed("evaluate", both, f"compare={page}", "seed=3", *OFF))
+    assert not [*page.iterdir()]
+
 
 @pytest.mark.parametrize("m", [1, 512])
 def test_any_number_of_latents_is_judged(tmp_path, m):

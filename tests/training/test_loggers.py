@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, settings
+from conftest import NO_PICTURES, ROOT, settings
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -30,7 +30,6 @@ OVERRIDES += [
 ]
 OVERRIDES += ["callbacks.chain.steps=2", "callbacks.lr_monitor=null"]
 OVERRIDES += [f"callbacks.{name}.every_n_epochs=1" for name in ("posterior_collapse", "chain")]
-NO_PICTURES = ["callbacks.posterior_collapse=null", "callbacks.chain=null"]
 
 
 def run(folder: Path, epochs: int, *overrides: str) -> dict[str, float]:

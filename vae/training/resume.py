@@ -42,7 +42,7 @@ class ExactResume(L.Callback):
         self._clock = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._within_epoch:
+        if self._within_epoch and trainer.is_global_zero:
             log.warning(
                 "the run had ended within an epoch, whose rest is left out: by trainer.max_steps, "
                 "or by a callback"
@@ -70,10 +70,12 @@ class ExactResume(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._update_elapsed()
-        if self.images_seen == self.saved.get("images_seen"):
-            epochs, steps = trainer.max_epochs, trainer.max_steps
-            said = "nothing was left to train: trainer.max_epochs=%s, trainer.max_steps=%s"
-            log.info(said, epochs, steps)
+        if self.images_seen == self.saved.get("images_seen") and trainer.is_global_zero:
+            log.info(
+                "nothing was left to train: trainer.max_epochs=%s, trainer.max_steps=%s",
+                trainer.max_epochs,
+                trainer.max_steps,
+            )
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -95,7 +95,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[str], list[list[Run]]]:
     return names, [[runs[i] for i in indices] for indices in groups]
 
 
-def page_problems(setting: str, out: Path) -> str | None:
+def page_problem(setting: str, out: Path) -> str | None:
     """Why a page cannot be written into a folder, as far as can be said beforehand."""
     if (out / SETTINGS).is_file():
         return f"{setting}={out} is a run's folder; name another one for the page"

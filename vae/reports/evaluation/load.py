@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from vae.data.datamodule import ImageDataModule
 from vae.reports.comparison.selection import (
     group_runs,
-    page_problems,
+    page_problem,
     refuse_unlike,
     runs_to_compare,
 )
@@ -85,7 +85,7 @@ def comparison_problems(settings: Settings, folders: list[Path]) -> list[str]:
         return [f"compare={settings['compare']} takes runs=[<folder>,<folder>], not run="]
     out = Path(settings["compare"])
     try:
-        if problem := page_problems("compare", out):
+        if problem := page_problem("compare", out):
             return [problem]
         runs = runs_to_compare([*map(str, folders)], allowed(settings))
         refuse_unlike(runs)
