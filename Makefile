@@ -13,7 +13,7 @@ JUDGE ?= +preset=study
 
 .DEFAULT_GOAL := help
 .PHONY: help install lab study results train evaluate compare networks sweep tensorboard bench \
-	test test-all torture check
+	test test-all test-gpu torture check
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -97,6 +97,9 @@ test: $(VENV)/installed ## the tests, but for the slow ones
 
 test-all: $(VENV)/installed ## all tests
 	$(RUN) -m pytest $(ARGS)
+
+test-gpu: $(VENV)/installed ## the tests that need a CUDA GPU
+	$(RUN) -m pytest -m gpu --numprocesses=0 $(ARGS)
 
 torture: $(VENV)/installed ## kill runs at random moments, resume each, compare how they end
 	$(RUN) tests/torture.py $(ARGS)

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests compute on the CPU, also on a machine with a GPU; `make test-gpu` runs the others."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: no search for garbage goes through it again."""
     gc.freeze()

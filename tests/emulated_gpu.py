@@ -48,6 +48,13 @@ class EmulatedGPU(TorchFunctionMode):
         self.storages: dict[int, StorageWeakRef] = {}  # a weak reference keeps its address taken
         self.waits: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
+        self.sync_debug_mode: Any = 0
+
+    def get_sync_debug_mode(self) -> Any:
+        return self.sync_debug_mode
+
+    def set_sync_debug_mode(self, mode: Any) -> None:
+        self.sync_debug_mode = mode
 
     # --- which tensors are on it --------------------------------------------------------------
 
@@ -89,6 +96,8 @@ class EmulatedGPU(TorchFunctionMode):
         mask = name in ("__getitem__", "__setitem__") and has_mask(args[1])
         if there and (name in VALUES or (mask and name == "__getitem__")):
             self.waits[caller()] += 1
+            if self.sync_debug_mode == "error":
+                raise RuntimeError("the host asks a value")
         if name in ("numpy", "__array__") and there:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
@@ -226,6 +235,20 @@ def group_by_device(lists: list[list[Tensor]]) -> dict[Any, Any]:
     return {key: ([[g for g in lists[0] if (g.device, g.dtype) == key]], []) for key in groups}
 
 
+def record(compute: Callable[[], Any], pool: Any) -> tuple[Callable[[], None], Any]:
+    """In place of a CUDA graph, the computation itself; its outputs stay where they were, too."""
+    outputs = compute()
+
+    def replay() -> None:
+        with torch.enable_grad():
+            again = compute()
+        for output, new in zip(outputs, again, strict=True):
+            if output is not None:
+                output.detach().copy_(new.detach())
+
+    return replay, outputs
+
+
 @contextlib.contextmanager
 def emulated_gpu() -> Iterator[EmulatedGPU]:
     """`trainer.accelerator=gpu` and `device="cuda"` work within it."""
@@ -236,7 +259,7 @@ def emulated_gpu() -> Iterator[EmulatedGPU]:
     answers |= {"torch.cuda.get_device_name": "emulated", "torch.cuda.set_device": None}
     # Adam asks it for CUDA graphs
     answers |= {"torch.accelerator.current_accelerator": None, precision: None}
-    answers |= {"torch.cuda.set_rng_state": None}
+    answers |= {"torch.cuda.set_rng_state": None, "torch.cuda.graph_pool_handle": None}
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(mock.patch(name, return_value=answer))
@@ -245,5 +268,9 @@ def emulated_gpu() -> Iterator[EmulatedGPU]:
         stack.enter_context(mock.patch(grouping, side_effect=group_by_device))
         state = mock.patch("torch.cuda.get_rng_state", side_effect=lambda _: torch.get_rng_state())
         stack.enter_context(state)
+        stack.enter_context(mock.patch("vae.training.cuda_graph.record", record))
+        for name in ("get_sync_debug_mode", "set_sync_debug_mode"):
+            setting = mock.patch(f"torch.cuda.{name}", getattr(mode, name))
+            stack.enter_context(setting)
         stack.enter_context(mode)
         yield mode

@@ -231,13 +231,3 @@ def test_other_loggers_are_a_choice_of_the_settings(tmp_path: Path):
     text = (tmp_path / "mine" / "metrics.csv").read_text()
     assert "val/elbo" in text
     assert "test/elbo" in text
-
-
-def test_everything_runs_on_a_gpu(tmp_path: Path):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA GPU here")
-    metrics = train(
-        settings("model=deep", "trainer.max_epochs=2", "trainer.accelerator=gpu"), tmp_path
-    )
-    assert metrics["test/elbo"] < metrics["oracle/test_elbo"] + 500
-    assert (tmp_path / "videos" / "chain.gif").exists()

@@ -342,7 +342,7 @@ def test_a_run_that_fails_does_not_stop_the_others(runs, tmp_path, monkeypatch, 
     assert not [*page.iterdir()]
 
 
-@pytest.mark.parametrize("m", [1, 512])
+@pytest.mark.parametrize("m", [1, pytest.param(512, marks=pytest.mark.slow)])
 def test_any_number_of_latents_is_judged(tmp_path, m):
     """An untrained deep model: every estimator gives numbers, in order."""
     small = ["model.encoder.hidden=[16]", "model.decoder.hidden=[16]", "trainer.max_epochs=1"]

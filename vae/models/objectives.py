@@ -41,8 +41,12 @@ class BetaELBO(ELBO):
     def __init__(self, beta: Weight = 1.0, warmup_steps: Steps = 0) -> None:
         self.beta, self.warmup_steps = beta, warmup_steps
 
-    def weight(self, step: int) -> float:
-        return self.beta * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.beta
+    def weight(self, step: int | Tensor) -> float | Tensor:
+        """Of the KL after so many steps; a CUDA graph of the step has their number in a tensor."""
+        if not self.warmup_steps:
+            return self.beta
+        share = step / self.warmup_steps
+        return self.beta * (share.clamp(max=1) if isinstance(share, Tensor) else min(1.0, share))
 
     def loss(self, terms: ELBOTerms, step: int) -> Tensor:
         return self.weight(step) * terms.kl.sum(-1) - terms.log_likelihood

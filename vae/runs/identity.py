@@ -57,6 +57,7 @@ ROLES: dict[str, Role] = {
     "skip_bad_steps": SCHEDULES,
     "learning._target_": DEFINES,
     "learning.compile": SCHEDULES,
+    "learning.cuda_graph": OBSERVES,
     "learning.batches_per_block": Role(may_change=False, affects_result=False, names_run=False),
     "data.root": OBSERVES,
     "data.eval_batch_size": OBSERVES,

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vae.data.batches import Batch
 from vae.data.datamodule import ImageDataModule
 from vae.runs.errors import UserError
+from vae.training.cuda_graph import GraphedLoss
 from vae.training.finite import FiniteCheck
 from vae.training.module import LitVAE
 from vae.training.one_graph import loss_with_gradients
@@ -96,7 +97,9 @@ class BlockTraining(LitVAE):
                     )
             checks = [c for c in self.trainer.callbacks if isinstance(c, FiniteCheck)]  # type: ignore[attr-defined]
             self.finite_check = checks[0] if checks else FiniteCheck()
-            if self.hparams["compile"] and self.trainer.world_size == 1:
+            if self.trainer.world_size == 1 and isinstance(self.compute_loss, GraphedLoss):
+                self.compute_loss = self.compute_loss.with_gradients
+            elif self.trainer.world_size == 1 and self.hparams["compile"]:
                 self.compute_loss = loss_with_gradients(self)
 
     def training_step(self, block: Batch, block_idx: int) -> None:  # type: ignore[override]

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from vae.data.batches import Batch, as_batch, as_images
 from vae.models import ELBO, VAE
 from vae.training.configured import ConfiguredModule
+from vae.training.cuda_graph import choose_loss
 from vae.training.hyperparameters import Settings, from_settings
 from vae.training.metrics import ELBOMetric, FixedNoise, TrainMetric
-from vae.training.one_graph import CompiledLoss
 from vae.training.schedules import Schedule
 
 
@@ -22,9 +22,9 @@ class LitVAE(ConfiguredModule):
 
     A loader may give the images alone, images with labels after them, or this project's Batch.
     `optimizer` takes the parameters; `scheduler` is a torch scheduler that takes the optimizer, or
-    a Schedule, which also says when it steps. `compile` fuses the step's mathematics. The noise of
-    validation and test is fixed for each image by `eval_seed`, so these metrics depend neither on
-    batches and processes nor on what training drew.
+    a Schedule, which also says when it steps. `compile` fuses the step's mathematics; `cuda_graph`
+    replays it on a GPU. The noise of validation and test is fixed for each image by `eval_seed`, so
+    these metrics depend neither on batches and processes nor on what training drew.
 
     Logs `train/*` and `val/*` at each validation, `test/*` in a test; all of a test's metrics are
     in `test_metrics` too, in double precision. `train/*` are means of `self.terms`, which a step
@@ -38,15 +38,14 @@ class LitVAE(ConfiguredModule):
         scheduler: Callable[[Optimizer], Any] | Schedule | Settings | None = None,
         objective: Callable[..., Any] | Settings | None = None,
         compile: bool = False,
+        cuda_graph: bool | None = False,
         eval_seed: int = 0,
     ) -> None:
         super().__init__(optimizer, scheduler)
         self.save_parts(model=model, optimizer=optimizer, scheduler=scheduler, objective=objective)
         self.model: VAE = from_settings(model)
         self.objective = from_settings(objective) or ELBO()
-        self.compute_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = (
-            CompiledLoss(self) if compile else self.loss_terms
-        )
+        self.compute_loss = choose_loss(self, compile, cuda_graph)
         self.fixed_noise = FixedNoise(self.model.latent_dim, eval_seed)
         self.train_metric = TrainMetric()
         self.terms: dict[str, Tensor] = {}  # of the latest training step, [B] each
