@@ -259,6 +259,7 @@ def emulated_gpu() -> Iterator[EmulatedGPU]:
     answers |= {"torch.cuda.get_device_name": "emulated", "torch.cuda.set_device": None}
     # Adam asks it for CUDA graphs
     answers |= {"torch.accelerator.current_accelerator": None, precision: None}
+    answers |= {"torch.cuda.is_current_stream_capturing": False}
     answers |= {"torch.cuda.set_rng_state": None, "torch.cuda.graph_pool_handle": None}
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():

@@ -129,7 +129,8 @@ class PixelShuffle2(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.unflatten(1, (x.shape[1] // 4, 2, 2)).permute(0, 1, 4, 2, 5, 3)
+        images, channels, height, width = x.shape
+        x = x.reshape(images, channels // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
         return x.flatten(4, 5).flatten(2, 3)
 
 

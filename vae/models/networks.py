@@ -110,7 +110,7 @@ class Decoder(nn.Module):
         self.image_shape = tuple(image_shape)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.output(self.layers(z)).unflatten(1, self.image_shape)  # [B, C, H, W]
+        return self.output(self.layers(z)).reshape(z.shape[0], *self.image_shape)  # [B, C, H, W]
 
     @torch.no_grad()
     def start_at(self, image: Tensor) -> None:
