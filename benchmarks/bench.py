@@ -5,7 +5,8 @@ epoch of a contestant comes one of a loop by hand, and the epoch's ratio is to t
 loop's before and after it, so that a noisy machine is noisy for both:
 
   project   this project's fit as it is by default: validation, checkpoints, callbacks, TensorBoard
-  fast      the same with +experiment=fast
+  fast      the same with +experiment=fast; on a GPU its step is a CUDA graph
+  replayed  on a GPU, the default with its step as a CUDA graph
   compiled  the loop with torch.compile
   pattern   the usual Lightning pattern: torchvision's loader with ToTensor, three metrics a step
   pythae    pythae 0.1.2 with the same layers, without validation (where it is installed)
@@ -141,7 +142,13 @@ def project(model: str, device: str, turns: Turns, *overrides: str) -> None:
 
 
 def fast(model: str, device: str, turns: Turns) -> None:
-    project(model, device, turns, "+experiment=fast")
+    graph = ("learning.compile=false", "learning.cuda_graph=true") if device == "gpu" else ()
+    project(model, device, turns, "+experiment=fast", *graph)
+
+
+def replayed(model: str, device: str, turns: Turns) -> None:
+    """As it is by default, but for its step, a CUDA graph."""
+    project(model, device, turns, "learning.cuda_graph=true")
 
 
 def parts(model: str, device: str) -> Any:
@@ -266,6 +273,7 @@ def pythae(model: str, device: str, turns: Turns) -> None:
 
 CONTESTANTS: dict[str, Callable[[str, str, Turns], None]] = {
     "project": project,
+    "replayed": replayed,
     "fast": fast,
     "compiled": compiled,
     "pattern": pattern,
@@ -423,7 +431,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes = figure.add_subplot(above[place])
         names = list(found["ratio_to_loop"])[::-1]
         values = [found["ratio_to_loop"][name] for name in names]
-        colours = [VAL if name in ("project", "fast") else TRAIN for name in names]
+        colours = [VAL if name in ("project", "replayed", "fast") else TRAIN for name in names]
         axes.barh(names, [v["median"] for v in values], xerr=errors(values), color=colours)
         axes.axvline(1, color="black", linewidth=1)
         axes.set_title(f"{model}: an epoch in times of the loop by hand", fontsize=10)
@@ -460,7 +468,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[*EPOCHS], choices=EPOCHS)
     parser.add_argument("--skip-growth", action="store_true", help="no rates over settings")
     arguments = parser.parse_args()
-    for name in {*CONTESTANTS} - {*arguments.contestants}:
+    without_gpu = {"replayed"} if arguments.device == "cpu" else set()
+    for name in {*CONTESTANTS} - {*arguments.contestants} | without_gpu:
         del CONTESTANTS[name]
     import torch
 
@@ -469,8 +478,9 @@ def main() -> None:
     flush_denormals()  # as the command does, here for all contestants
     device, rounds = arguments.device, arguments.rounds
     threads = torch.get_num_threads()
+    where = torch.cuda.get_device_name() if device == "gpu" else device
     result = {
-        "machine": f"{os.cpu_count()} cores, {threads} threads, {platform.machine()}, {device}",
+        "machine": f"{os.cpu_count()} cores, {threads} threads, {platform.machine()}, {where}",
         "torch": torch.__version__,
         "rounds": rounds,
         "start_up_seconds": start_up(device),

@@ -31,7 +31,8 @@ def compare(config: DictConfig) -> Path:
     settings = validated(config, CompareSettings)
     if settings["page"] == "study":
         return study(settings)
-    return compare_runs(settings["runs"], Path(settings["out"]), tuple(settings["allow"]))
+    allow, root = tuple(settings["allow"]), settings["data"]["root"]
+    return compare_runs(settings["runs"], Path(settings["out"]), allow, root)
 
 
 def compare_runs(

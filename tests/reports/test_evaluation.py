@@ -284,6 +284,8 @@ def test_many_runs_are_one_command_that_skips_what_is_done(runs, tmp_path, capsy
     moved = [f"compare={page}", f"data.root={root}"]
     again = evaluate(composed("evaluate", pair, against, *moved, *OFF))
     assert roots == [root]  # the page's images are where the evaluation had them
+    compare(composed("compare", pair, f"data.root={root}", f"out={tmp_path / 'alone'}"))
+    assert roots == [root, root]
     compared = json.loads((page / "comparison.json").read_text())["entries"]
     assert [entry["name"] for entry in compared] == ["deep", "baseline"]
     assert (page / "index.html").is_file()

@@ -199,6 +199,10 @@ def test_what_lightning_and_torch_allow_is_allowed(overrides: list[str]):
         ("scheduler.T_max=automatic", "scheduler.T_max=automatic must be an integer from 1"),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9] must be two numbers from 0"),
         ("optimizer.fused=maybe", "optimizer.fused=maybe must be true | false"),
+        (
+            "optimizer._target_=torch.optim.Rprop",
+            "optimizer.fused: unknown to torch.optim.Rprop; ~optimizer.fused drops it",
+        ),
         ("optimizer._target_=vae.models.VAE", "optimizer._target_=vae.models.VAE must be a Opt"),
         ("trainer.precision=17", "trainer.precision=17 must be"),
         ("trainer.limit_val_batches=1.5", "trainer.limit_val_batches=1.5 must be a number of"),

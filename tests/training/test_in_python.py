@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import re
+import warnings
 from typing import Any
 
 import lightning.pytorch as L
@@ -17,6 +19,7 @@ from vae.data.batches import Batch, as_images
 from vae.runs.errors import UserError
 from vae.training.module import LitVAE
 
+LABELS = torch.arange(64)
 IMAGES = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
@@ -42,6 +45,28 @@ def test_any_trainer_fits_any_loader_of_images() -> None:
     assert torch.cat([p["reconstruction"] for p in parts]).shape == IMAGES.shape  # type: ignore
     with torch.no_grad():
         assert torch.equal(parts[0]["reconstruction"], module(IMAGES[:16]))  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [(255 * IMAGES, "images from .* to 255, not in"), (IMAGES, ""), (IMAGES > 0.5, "")],
+    ids=["0 to 255", "0 to 1", "binary"],
+)
+def test_images_that_are_no_intensities_are_named_once(images: Any, said: str) -> None:
+    loader: Any = DataLoader(TensorDataset(images, LABELS), 16)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet_trainer(max_epochs=2).fit(lit(), loader)
+    found = [str(w.message) for w in caught if "images from" in str(w.message)]
+    assert len(found) == bool(said)
+    assert all(re.match(said, line) for line in found)
+
+
+def test_parts_of_other_latent_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="the decoder has 5 latents, the model 4"):
+        vae.VAE(vae.Encoder(4), vae.Decoder(5), 4, 0.25)
+    with pytest.raises(ValueError, match="the encoder has 3 latents, the model 4"):
+        vae.VAE(vae.models.ConvEncoder(3), vae.models.ConvDecoder(4), 4, 0.25)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ class ConvEncoder(nn.Module):
         image_shape: ImageShape = MNIST_SHAPE,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         maps = smallest_maps(channels[-1], len(channels), image_shape)
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise([image_shape[0], *channels]):
@@ -91,6 +92,7 @@ class ConvDecoder(nn.Module):
         image_shape: ImageShape = MNIST_SHAPE,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         maps = smallest_maps(channels[0], len(channels), image_shape)
         layers: list[nn.Module] = [
             mlp([latent_dim, *hidden, math.prod(maps)], activation),

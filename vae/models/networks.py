@@ -72,6 +72,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         hidden = hidden_widths(hidden, depth, width)
+        self.latent_dim = latent_dim
         self.layers = mlp([math.prod(image_shape), *hidden, 2 * latent_dim], activation)
         self.log_sd_range = log_sd_range
 
@@ -105,6 +106,7 @@ class Decoder(nn.Module):
         hidden = hidden_widths(hidden, depth, width)
         if output == "auto":
             output = "sigmoid" if hidden else "linear"
+        self.latent_dim = latent_dim
         self.layers = mlp([latent_dim, *hidden, math.prod(image_shape)], activation)
         self.output = OUTPUTS[output]()
         self.image_shape = tuple(image_shape)

@@ -22,7 +22,7 @@ class VAE(nn.Module):
 
     Without a likelihood it is N(f(z), sigma² I) with this fixed sigma, in units of pixel intensity
     (images are in [0, 1]). Raises ValueError for a likelihood that does not go with sigma or with
-    the decoder.
+    the decoder, and for an encoder or decoder of another `latent_dim`, where it has one.
     """
 
     def __init__(
@@ -42,6 +42,10 @@ class VAE(nn.Module):
         self.latent_dim = latent_dim
         self.name = name
         self.image_shape = tuple(image_shape)
+        for part, network in (("encoder", encoder), ("decoder", decoder)):
+            latents = getattr(network, "latent_dim", latent_dim)
+            if latents != latent_dim:
+                raise ValueError(f"the {part} has {latents} latents, the model {latent_dim}")
         kind = type(self.likelihood).__name__
         if sigma is not None and getattr(type(self.likelihood), "sigma", None) is None:
             raise ValueError(f"model.sigma={sigma} means nothing to the {kind} likelihood")

@@ -26,11 +26,19 @@ class TrainSettings:
 
 
 @dataclass
+class DataSettings:
+    """Of evaluate and compare."""
+
+    root: Annotated[Folder | None, doc("a folder, or null for the one that the run has")]
+
+
+@dataclass
 class CompareSettings:
     """conf/compare.yaml."""
 
     runs: Annotated[RunFolder | list[RunFolder], doc("[<run folder>,<run folder>]")]
     page: Literal["comparison", "study"]
+    data: DataSettings
     allow: Modules
     out: Folder
 

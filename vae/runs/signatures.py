@@ -110,7 +110,7 @@ def node_problems(
     positional = len(node.get("_args_") or [])
     for parameter in [*signature.parameters][:positional]:
         passed = {parameter: "_args_ has it", **passed}
-    yield from argument_problems(f"{key}.", settings, signature, passed)
+    yield from argument_problems(f"{key}.", settings, signature, passed, owner=printable(name))
 
 
 def argument_problems(
@@ -118,8 +118,9 @@ def argument_problems(
     settings: Mapping[str, Any],
     signature: Signature,
     passed: Mapping[str, str] = NONE_GIVEN,
+    owner: str = "",
 ) -> Iterator[str]:
-    """Unknown, missing and wrong arguments, a line each."""
+    """Unknown, missing and wrong arguments, a line each; `owner` is the class that takes them."""
     parameters = signature.parameters
     for name, value in settings.items():
         if name in passed:
@@ -129,9 +130,8 @@ def argument_problems(
         elif signature.open:
             yield from value_problems(f"{prefix}{name}", value, Any)
         else:
-            yield unknown(
-                f"{prefix}{name}", [f"{prefix}{p}" for p in parameters if p not in passed]
-            )
+            known = [f"{prefix}{p}" for p in parameters if p not in passed]
+            yield unknown(f"{prefix}{name}", known, owner)
     for name, parameter in parameters.items():
         if parameter.required and name not in settings and name not in passed:
             yield f"{prefix}{name}: is missing"
@@ -234,9 +234,10 @@ def without_target(key: str, node: Any) -> str:
     return f"{key}={shown(node)} has no _target_, the class to make it of"
 
 
-def unknown(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), 1)
-    return f"{printable(key)}: unknown" + (f"; did you mean {near[0]}?" if near else "")
+def unknown(key: str, known: Iterable[str], owner: str = "") -> str:
+    if near := difflib.get_close_matches(key, list(known), 1):
+        return f"{printable(key)}: unknown; did you mean {near[0]}?"
+    return f"{printable(key)}: unknown" + (f" to {owner}; ~{printable(key)} drops it" if owner else "")
 
 
 NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vae.runs.checkpoints import CHECKPOINT_FORMAT
@@ -49,6 +50,19 @@ class ConfiguredModule(LeanModule):
     def setup(self, stage: str) -> None:
         if problem := half_precision(self.trainer.precision):
             raise UserError(problem)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Say of the first images of a loader of one's own that they are no intensities."""
+        images = batch[0] if isinstance(batch, list | tuple) and len(batch) else batch
+        if batch_idx or self.trainer.current_epoch or not isinstance(images, Tensor):
+            return
+        if images.is_floating_point() and images.numel():
+            low, high = (end.item() for end in images.aminmax())
+            if low < 0 or high > 1:
+                rank_zero_warn(
+                    f"images from {low:.3g} to {high:.3g}, not in [0, 1]: sigma is in their units, "
+                    "and pictures cut them off"
+                )
 
     def configure_optimizers(self) -> Any:
         try:

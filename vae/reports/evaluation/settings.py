@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Predicate, doc
 
+from vae.runs.settings import DataSettings
 from vae.runs.types import Accelerator, Folder, Modules, RunFolder, Seed
 
 Number = Annotated[int, Ge(0), Le(10**6)]  # 0 leaves a part out
@@ -14,11 +15,6 @@ SampleSizes = Annotated[
     Predicate(lambda sizes: sizes != [] and sizes == sorted(set(sizes))),
     doc("a rising list of numbers of samples such as [1,10,100]"),
 ]
-
-
-@dataclass
-class DataSettings:
-    root: Annotated[Folder | None, doc("a folder, or null for the one that the run has")]
 
 
 @dataclass

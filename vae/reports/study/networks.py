@@ -38,7 +38,9 @@ class Networks(NamedTuple):
 
 
 @torch.no_grad()
-def look(points: Sequence[Point], allow: tuple[str, ...]) -> Networks:
+def look(
+    points: Sequence[Point], allow: tuple[str, ...], root: str | None = None
+) -> Networks:
     """Opens the first training of each architecture, one at a time."""
     shown = ladder(points)
     data: ImageDataModule | None = None
@@ -47,7 +49,7 @@ def look(points: Sequence[Point], allow: tuple[str, ...]) -> Networks:
     for point in points:
         run = load_run(point.folders[0], allow=allow)
         if data is None:
-            data = load_data(run.config, allow=allow)
+            data = load_data(run.config, root, allow)
         for key, values in elbos(run, data).items():
             per_image.setdefault(key, {})[point.name] = values
         if point in shown:

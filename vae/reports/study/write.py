@@ -18,7 +18,7 @@ from vae.runs.files import atomic_write, write_json
 def write_study(settings: dict[str, Any]) -> tuple[Path, dict[str, list[str]]]:
     """The page's path and the verdict; UserError for runs that make no study."""
     points = read_points(settings["runs"])
-    networks = look(points, tuple(settings["allow"]))
+    networks = look(points, tuple(settings["allow"]), settings["data"]["root"])
     points = [with_errors(point, networks.per_image) for point in points]
     comparisons = Comparisons(points, COMPARED, networks.per_image)
     sentences = verdict(comparisons)
