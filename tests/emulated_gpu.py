@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -235,18 +236,18 @@ def group_by_device(lists: list[list[Tensor]]) -> dict[Any, Any]:
     return {key: ([[g for g in lists[0] if (g.device, g.dtype) == key]], []) for key in groups}
 
 
-def record(compute: Callable[[], Any], pool: Any) -> tuple[Callable[[], None], Any]:
-    """In place of a CUDA graph, the computation itself; its outputs stay where they were, too."""
-    outputs = compute()
+def record(device: Any, *computations: Callable[[], Any]) -> list[Any]:
+    """In place of CUDA graphs, the computations themselves; their outputs stay where they were,
+    too."""
+    return [(partial(repeat, compute, outputs := compute()), outputs) for compute in computations]
 
-    def replay() -> None:
-        with torch.enable_grad():
-            again = compute()
-        for output, new in zip(outputs, again, strict=True):
-            if output is not None:
-                output.detach().copy_(new.detach())
 
-    return replay, outputs
+def repeat(compute: Callable[[], Any], outputs: Any) -> None:
+    with torch.enable_grad():
+        again = compute()
+    for output, new in zip(outputs, again, strict=True):
+        if output is not None:
+            output.detach().copy_(new.detach())
 
 
 @contextlib.contextmanager
@@ -260,7 +261,7 @@ def emulated_gpu() -> Iterator[EmulatedGPU]:
     # Adam asks it for CUDA graphs
     answers |= {"torch.accelerator.current_accelerator": None, precision: None}
     answers |= {"torch.cuda.is_current_stream_capturing": False}
-    answers |= {"torch.cuda.set_rng_state": None, "torch.cuda.graph_pool_handle": None}
+    answers |= {"torch.cuda.set_rng_state": None}
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():
             stack.enter_context(mock.patch(name, return_value=answer))
@@ -269,7 +270,7 @@ def emulated_gpu() -> Iterator[EmulatedGPU]:
         stack.enter_context(mock.patch(grouping, side_effect=group_by_device))
         state = mock.patch("torch.cuda.get_rng_state", side_effect=lambda _: torch.get_rng_state())
         stack.enter_context(state)
-        stack.enter_context(mock.patch("vae.training.cuda_graph.record", record))
+        stack.enter_context(mock.patch("vae.training.loss_graphs.record", record))
         for name in ("get_sync_debug_mode", "set_sync_debug_mode"):
             setting = mock.patch(f"torch.cuda.{name}", getattr(mode, name))
             stack.enter_context(setting)

@@ -305,6 +305,7 @@ def test_garbage_is_compared_or_told_in_a_line(
 ):
     monkeypatch.chdir(tmp_path)
     plain = {"runs": trained, "page": "comparison", "out": "page", "allow": []}
+    plain |= {"data": {"root": None}}
 
     assert fed(plain, list(plain), 0.1, compare) > 0
 

@@ -199,10 +199,6 @@ def test_what_lightning_and_torch_allow_is_allowed(overrides: list[str]):
         ("scheduler.T_max=automatic", "scheduler.T_max=automatic must be an integer from 1"),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9] must be two numbers from 0"),
         ("optimizer.fused=maybe", "optimizer.fused=maybe must be true | false"),
-        (
-            "optimizer._target_=torch.optim.Rprop",
-            "optimizer.fused: unknown to torch.optim.Rprop; ~optimizer.fused drops it",
-        ),
         ("optimizer._target_=vae.models.VAE", "optimizer._target_=vae.models.VAE must be a Opt"),
         ("trainer.precision=17", "trainer.precision=17 must be"),
         ("trainer.limit_val_batches=1.5", "trainer.limit_val_batches=1.5 must be a number of"),
@@ -250,6 +246,16 @@ def test_a_missing_setting_is_told_once():
     with pytest.raises(UserError) as refused:
         Builder(config).require("seed", "model")
     assert [*refused.value.problems] == ["seed=None must be an integer from 0 to 4294967295"]
+
+
+def test_what_another_class_does_not_know_is_dropped_by_an_override():
+    """The settings that come with optimizer=adam, and the class that was asked for."""
+    other = "optimizer._target_=torch.optim.Rprop"
+    assert Builder(settings(other)).problems == [
+        f"optimizer.{name}: unknown to torch.optim.Rprop; ~optimizer.{name} drops it"
+        for name in ("weight_decay", "fused")
+    ]
+    assert Builder(settings(other, "~optimizer.fused", "~optimizer.weight_decay")).problems == []
 
 
 def test_arguments_of_a_base_class_are_known_through_kwargs():

@@ -20,7 +20,7 @@ from vae.models import ELBO, BetaELBO
 from vae.runs.errors import RunError, UserError
 from vae.train import train
 from vae.training import LitVAE
-from vae.training.cuda_graph import EAGER_CALLS, MOST_GRAPHS, GraphedLoss
+from vae.training.cuda_graph import EAGER_CALLS, MOST_GRAPHS, MOST_RECORDINGS, GraphedLoss
 
 SMALL = ["model=deep", "model.latent_dim=3", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
 QUIET = ("callbacks=none", "logger=none", "trainer.max_epochs=2", "model.latent_dim=4")
@@ -28,8 +28,8 @@ QUIET = ("callbacks=none", "logger=none", "trainer.max_epochs=2", "model.latent_
 
 @pytest.fixture
 def recorded() -> Iterator[mock.Mock]:
-    """An emulated GPU; called twice for each graph, for the loss and for its gradients."""
-    with emulated_gpu(), mock.patch("vae.training.cuda_graph.record", side_effect=record) as calls:
+    """An emulated GPU; called once for both graphs of a kind of batch."""
+    with emulated_gpu(), mock.patch("vae.training.loss_graphs.record", side_effect=record) as calls:
         yield calls
 
 
@@ -83,7 +83,7 @@ def test_a_run_by_graphs_is_that_without(
         config.learning.cuda_graph = graph
         train(config, folder)
         found[graph] = timeless_metrics(folder)
-        assert recorded.call_count == 2 * graph
+        assert recorded.call_count == graph
     assert found[True] == pytest.approx(found[False], rel=1e-5)
 
 
@@ -94,12 +94,12 @@ def test_terms_and_gradients_are_those_of_the_loss(recorded: mock.Mock) -> None:
     """Of any function of the terms, for whole batches and a short one, at each step of a schedule,
     with some weights frozen."""
     learning = learning_step(BetaELBO(warmup_steps=6))
-    for step in range(13):
-        learning.model.decoder.requires_grad_(step < 7)
+    for step in range(16):
+        learning.model.decoder.requires_grad_(step < 8)
         x, eps = batch(4 if step % 3 == 2 else 6)
         expected = by(learning.loss_terms, learning, x, eps, step)
         assert same(by(learning.compute_loss, learning, x, eps, step), expected)
-    assert recorded.call_count == 2 * 2  # whole batches, and those of the frozen decoder
+    assert recorded.call_count == 2  # whole batches, and those of the frozen decoder
     assert learning.model.decoder.layers[0].weight.grad is None
 
 
@@ -116,6 +116,28 @@ def test_gradients_of_several_batches_add_up(recorded: mock.Mock) -> None:
         sums[name] = gradients(learning)
     assert recorded.called
     assert same(sums["graph"], sums["eager"])
+
+
+def test_a_second_backward_pass_gives_the_same(recorded: mock.Mock) -> None:
+    learning = learning_step()
+    for _ in range(EAGER_CALLS):
+        learning.compute_loss(*batch(), 0)
+    terms, weights = learning.compute_loss(*batch(), 0), [*learning.parameters()]
+    assert recorded.called
+    kl = torch.autograd.grad(terms[2].mean(), weights, retain_graph=True, allow_unused=True)
+    likelihood = torch.autograd.grad(terms[1].mean(), weights, retain_graph=True)
+    objective = torch.autograd.grad(terms[0].mean(), weights)
+    for a, b, c in zip(kl, likelihood, objective, strict=True):
+        torch.testing.assert_close(a - b, c, rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_are_learned_get_their_gradient(recorded: mock.Mock) -> None:
+    learning = learning_step()
+    for _ in range(EAGER_CALLS + 2):
+        x, eps = batch()
+        learning.compute_loss(x.requires_grad_(), eps, 0)[0].sum().backward()
+        assert x.grad.abs().sum() > 0
+    assert not recorded.called
 
 
 def test_terms_are_kept_beyond_the_next_replay(recorded: mock.Mock) -> None:
@@ -181,6 +203,15 @@ class Hurried(ELBO):
         return super().loss(terms, step) * (1 if step < 3 else 2)
 
 
+class Listed(ELBO):
+    """An objective that takes a number from a list."""
+
+    __slots__ = ()
+
+    def loss(self, terms: Any, step: int) -> Tensor:
+        return super().loss(terms, step) * [1.0, 2.0][step]
+
+
 def test_classes_of_ones_own_are_recorded_where_asked_for(recorded: mock.Mock) -> None:
     for wanted in (None, True):
         learning = learning_step(wanted=wanted)
@@ -195,7 +226,7 @@ def test_false_records_nothing(recorded: mock.Mock) -> None:
 
 def test_a_cpu_has_no_graphs_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     learning = LitVAE(build_model(*SMALL), cuda_graph=True)
-    with caplog.at_level(logging.WARNING), mock.patch("vae.training.cuda_graph.record") as calls:
+    with caplog.at_level(logging.WARNING), mock.patch("vae.training.loss_graphs.record") as calls:
         for _ in range(5):
             learning.compute_loss(torch.rand(6, 1, 28, 28), torch.randn(1, 6, 3), 0)
     assert not calls.called
@@ -208,17 +239,18 @@ def test_two_ways_at_once_are_refused(tmp_path: Path) -> None:
         train(both, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("objective", "reason"), [(Hurried, "the host asks a value"), (Listed, "")]
+)
 def test_what_asks_a_value_of_the_device_is_computed_without(
-    recorded: mock.Mock, caplog: pytest.LogCaptureFixture
+    objective: Any, reason: str, recorded: mock.Mock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    learning = learning_step(Hurried(), wanted=True)
+    learning = learning_step(objective(), wanted=True)
     with caplog.at_level(logging.WARNING):
         assert not calls_by_graph(learning, recorded)
     (line,) = caplog.messages
-    assert line == "learning.cuda_graph: no CUDA graph of the step: the host asks a value"
-    x, eps = batch()
-    hurried = learning.compute_loss(x, eps, 3)[0] / learning.compute_loss(x, eps, 0)[0]
-    torch.testing.assert_close(hurried, torch.full_like(hurried, 2))
+    assert line.startswith(f"learning.cuda_graph: no CUDA graph of the step: {reason}")
+    assert learning.compute_loss(*batch(), 1)[0].isfinite().all()
 
 
 def test_hooks_are_called(recorded: mock.Mock) -> None:
@@ -232,6 +264,37 @@ def test_hooks_are_called(recorded: mock.Mock) -> None:
     assert calls_by_graph(learning, recorded, 1)
 
 
+def test_hooks_of_weights_are_called(recorded: mock.Mock) -> None:
+    """By autograd, which blocks leave out otherwise."""
+    learning = learning_step()
+    for _ in range(EAGER_CALLS + 1):
+        learning.compute_loss.with_gradients(*batch(), 0)
+    assert not learning.compute_loss.with_gradients(*batch(), 0)[0].requires_grad
+    learning.model.decoder.layers[0].weight.register_hook(lambda g: None)
+    assert learning.compute_loss.with_gradients(*batch(), 0)[0].requires_grad
+
+
+@pytest.mark.parametrize("what", ["decoder", "frozen weight", "statistics", "dropout"])
+def test_what_is_replaced_is_not_replayed(what: str, recorded: mock.Mock) -> None:
+    learning = learning_step(wanted=True)
+    layers = nn.BatchNorm1d(3), nn.Dropout(0.5), learning.model.decoder
+    learning.model.decoder = nn.Sequential(*layers).to("cuda")
+    learning.model.encoder.requires_grad_(False)
+    assert calls_by_graph(learning, recorded)
+    if what == "decoder":
+        learning.model.decoder = build_model(*SMALL, seed=1).decoder.to("cuda")
+    elif what == "frozen weight":
+        weight = learning.model.encoder.layers[0].weight
+        weight.data = 2 * weight.data
+    elif what == "statistics":
+        learning.model.decoder[0].running_mean = torch.ones(3, device="cuda")
+    else:
+        learning.model.decoder[1].p = 0.0
+    assert not calls_by_graph(learning, recorded, 1)
+    assert calls_by_graph(learning, recorded)
+    assert recorded.call_count == 2
+
+
 def test_a_changed_setting_is_recorded_anew(recorded: mock.Mock) -> None:
     """As a callback might change it between epochs."""
     learning = learning_step(BetaELBO(2.0))
@@ -243,16 +306,30 @@ def test_a_changed_setting_is_recorded_anew(recorded: mock.Mock) -> None:
         torch.testing.assert_close(objective, beta * kl - log_likelihood)
     learning.eval()
     assert not calls_by_graph(learning, recorded, 1)
-    assert recorded.call_count == 2 * 2
+    assert recorded.call_count == 2
 
 
 def test_graphs_are_few(recorded: mock.Mock) -> None:
-    """Each keeps memory: with batches of many sizes most are computed without."""
+    """Each keeps memory: the one used last goes first."""
     learning = learning_step()
     for images in range(1, MOST_GRAPHS + 4):
         for _ in range(EAGER_CALLS + 1):
             learning.compute_loss(*batch(images), 0)
-    assert recorded.call_count == 2 * MOST_GRAPHS
+        if images > 1:
+            learning.compute_loss(*batch(1), 0)  # is used all the time
+    assert recorded.call_count == MOST_GRAPHS + 3
+    sizes = {kind[0][0] for kind in learning.compute_loss.graphs}
+    assert sizes == {1, *range(5, MOST_GRAPHS + 4)}
+
+
+def test_recordings_have_an_end(recorded: mock.Mock) -> None:
+    """Where something changes at every few steps, recording would take longer than it saves."""
+    learning = learning_step(BetaELBO())
+    for value in range(MOST_RECORDINGS + 5):
+        learning.objective.beta = float(value)
+        for _ in range(EAGER_CALLS + 1):
+            learning.compute_loss(*batch(2), 0)
+    assert recorded.call_count == MOST_RECORDINGS
 
 
 def test_what_cannot_be_recorded_is_said_in_one_line(recorded: mock.Mock) -> None:

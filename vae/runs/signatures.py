@@ -130,8 +130,7 @@ def argument_problems(
         elif signature.open:
             yield from value_problems(f"{prefix}{name}", value, Any)
         else:
-            known = [f"{prefix}{p}" for p in parameters if p not in passed]
-            yield unknown(f"{prefix}{name}", known, owner)
+            yield unknown(prefix, name, [p for p in parameters if p not in passed], owner)
     for name, parameter in parameters.items():
         if parameter.required and name not in settings and name not in passed:
             yield f"{prefix}{name}: is missing"
@@ -234,10 +233,11 @@ def without_target(key: str, node: Any) -> str:
     return f"{key}={shown(node)} has no _target_, the class to make it of"
 
 
-def unknown(key: str, known: Iterable[str], owner: str = "") -> str:
-    if near := difflib.get_close_matches(key, list(known), 1):
-        return f"{printable(key)}: unknown; did you mean {near[0]}?"
-    return f"{printable(key)}: unknown" + (f" to {owner}; ~{printable(key)} drops it" if owner else "")
+def unknown(prefix: str, name: str, known: Iterable[str], owner: str = "") -> str:
+    key = printable(f"{prefix}{name}")
+    if near := difflib.get_close_matches(name, list(known), 1):
+        return f"{key}: unknown; did you mean {prefix}{near[0]}?"
+    return f"{key}: unknown" + (f" to {owner}; ~{key} drops it" if owner else "")
 
 
 NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)

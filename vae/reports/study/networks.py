@@ -38,9 +38,7 @@ class Networks(NamedTuple):
 
 
 @torch.no_grad()
-def look(
-    points: Sequence[Point], allow: tuple[str, ...], root: str | None = None
-) -> Networks:
+def look(points: Sequence[Point], allow: tuple[str, ...], root: str | None = None) -> Networks:
     """Opens the first training of each architecture, one at a time."""
     shown = ladder(points)
     data: ImageDataModule | None = None
