@@ -1,5 +1,6 @@
 """Runs resumed with what people combine: they end as they would have, or a line says why not."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,36 @@ class AlwaysBad(ELBO):
 class Summed(ELBO):
     def loss(self, terms: ELBOTerms, step: int) -> torch.Tensor:
         return super().loss(terms, step).sum()
+
+
+def test_what_is_resumed_elsewhere_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another processor may have another `fastest`, and another number of threads adds up in
+    another order."""
+    train(settings(*SHORT, "trainer.max_epochs=1"), tmp_path)
+    longer = settings(*SHORT, "trainer.max_epochs=2")
+    file = tmp_path / "environment.json"
+    began = json.loads(file.read_text())
+    file.write_text(json.dumps(began | {"precision": "bf16-mixed", "threads": 7}))
+    train(longer, tmp_path)
+    said = [line for line in caplog.messages if line.startswith("resumed")]
+    assert said == [
+        "resumed, but not bit for bit: precision bf16-mixed before and 32-true now; "
+        "threads 7 before and 1 now"
+    ]
+    assert json.loads(file.read_text()) == began
+
+
+@pytest.mark.parametrize("found", ["{}", "[]", '{"packages": [], "device": {"a": 1}}', "{"])
+def test_an_environment_that_is_none_stops_no_resume(
+    found: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(settings(*SHORT, "trainer.max_epochs=1"), tmp_path)
+    (tmp_path / "environment.json").write_text(found)
+    train(settings(*SHORT, "trainer.max_epochs=2"), tmp_path)
+    said = [line for line in caplog.messages if line.startswith("resumed")]
+    assert len(said) == ("device" in found)
 
 
 class WithoutSchedule(LitVAE):
