@@ -94,8 +94,6 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
             runs.write_resolved_config(config, folder)
             environment = runs.environment(config.seed, trainer.strategy.root_device)
             environment["precision"] = trainer.precision  # which one `fastest` was
-            if resume is not None:
-                runs.report_changes(files.read_json(folder / "environment.json"), environment)
             files.write_json(folder / "environment.json", environment)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         keep_average(trainer, module, folder)

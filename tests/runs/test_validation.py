@@ -252,7 +252,8 @@ def test_what_another_class_does_not_know_is_dropped_by_an_override():
     """The settings that come with optimizer=adam, and the class that was asked for."""
     other = "optimizer._target_=torch.optim.Rprop"
     assert Builder(settings(other)).problems == [
-        f"optimizer.{name}: unknown to torch.optim.Rprop; ~optimizer.{name} drops it"
+        f"optimizer.{name}: unknown to torch.optim.Rprop; leave it out, by ~optimizer.{name} "
+        "where a config has it"
         for name in ("weight_decay", "fused")
     ]
     assert Builder(settings(other, "~optimizer.fused", "~optimizer.weight_decay")).problems == []

@@ -55,8 +55,14 @@ def test_any_trainer_fits_any_loader_of_images() -> None:
 
 @pytest.mark.parametrize(
     ("images", "said"),
-    [(255 * IMAGES, "images from .* to 255, not in"), (IMAGES, ""), (IMAGES > 0.5, "")],
-    ids=["0 to 255", "0 to 1", "binary"],
+    [
+        (255 * IMAGES, "images from .* to 255, not in"),
+        (IMAGES - 0.5, r"images from -0\.\d+ to 0\.\d+, not in"),
+        (IMAGES, ""),
+        (1.0001 * IMAGES, ""),
+        (IMAGES > 0.5, ""),
+    ],
+    ids=["0 to 255", "centred", "0 to 1", "rounded", "binary"],
 )
 def test_images_that_are_no_intensities_are_named_once(images: Any, said: str) -> None:
     loader: Any = DataLoader(TensorDataset(images, LABELS), 16)
@@ -69,9 +75,9 @@ def test_images_that_are_no_intensities_are_named_once(images: Any, said: str) -
 
 
 def test_parts_of_other_latent_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="the decoder has 5 latents, the model 4"):
+    with pytest.raises(ValueError, match=r"decoder\.latent_dim is 5, the model's 4"):
         vae.VAE(vae.Encoder(4), vae.Decoder(5), 4, 0.25)
-    with pytest.raises(ValueError, match="the encoder has 3 latents, the model 4"):
+    with pytest.raises(ValueError, match=r"encoder\.latent_dim is 3, the model's 4"):
         vae.VAE(vae.models.ConvEncoder(3), vae.models.ConvDecoder(4), 4, 0.25)
 
 

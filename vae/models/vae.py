@@ -44,8 +44,8 @@ class VAE(nn.Module):
         self.image_shape = tuple(image_shape)
         for part, network in (("encoder", encoder), ("decoder", decoder)):
             latents = getattr(network, "latent_dim", latent_dim)
-            if latents != latent_dim:
-                raise ValueError(f"the {part} has {latents} latents, the model {latent_dim}")
+            if isinstance(latents, int) and latents != latent_dim:
+                raise ValueError(f"{part}.latent_dim is {latents}, the model's {latent_dim}")
         kind = type(self.likelihood).__name__
         if sigma is not None and getattr(type(self.likelihood), "sigma", None) is None:
             raise ValueError(f"model.sigma={sigma} means nothing to the {kind} likelihood")

@@ -260,21 +260,3 @@ def environment(seed: int, device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "seed": seed,
     }
-
-
-def report_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Log what differs where a run is resumed, and its numbers therefore in their last digits.
-
-    The precision is among it: `fastest` is another one on another processor.
-    """
-    found = [(name, before.get(name), now[name]) for name in ("device", "precision", "threads")]
-    packages = before.get("packages")
-    if isinstance(packages, dict):  # the file may come from elsewhere
-        found.append(("torch", packages.get("torch"), now["packages"]["torch"]))
-    changed = [
-        f"{name} {printable(str(was))} before and {value} now"
-        for name, was, value in found
-        if was is not None and was != value
-    ]
-    if changed:
-        log.warning("resumed, but not bit for bit: %s", "; ".join(changed))

@@ -237,7 +237,9 @@ def unknown(prefix: str, name: str, known: Iterable[str], owner: str = "") -> st
     key = printable(f"{prefix}{name}")
     if near := difflib.get_close_matches(name, list(known), 1):
         return f"{key}: unknown; did you mean {prefix}{near[0]}?"
-    return f"{key}: unknown" + (f" to {owner}; ~{key} drops it" if owner else "")
+    return f"{key}: unknown" + (
+        f" to {owner}; leave it out, by ~{key} where a config has it" if owner else ""
+    )
 
 
 NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)

@@ -17,6 +17,8 @@ from vae.training.hooks import LeanModule, skip_records
 from vae.training.hyperparameters import Settings, from_settings, is_settings
 from vae.training.schedules import Schedule, as_schedule, run_length
 
+ROUNDING = 0.001  # of intensities that are computed
+
 
 class ConfiguredModule(LeanModule):
     """A LightningModule with one optimizer over all parameters that have gradients: Adam at 1e-3
@@ -36,6 +38,7 @@ class ConfiguredModule(LeanModule):
             optimizer = {**optimizer, "_partial_": True}  # type: ignore[dict-item]
         self.optimizer = from_settings(optimizer) or partial(torch.optim.Adam, lr=1e-3)
         self.schedule = as_schedule(scheduler)
+        self.saw_images = False
 
     def save_parts(self, **parts: Any) -> None:
         """Keep all arguments of the class as hyperparameters: `parts` where they are settings,
@@ -54,13 +57,14 @@ class ConfiguredModule(LeanModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Say of the first images of a loader of one's own that they are no intensities."""
         images = batch[0] if isinstance(batch, list | tuple) and len(batch) else batch
-        if batch_idx or self.trainer.current_epoch or not isinstance(images, Tensor):
+        if self.saw_images or not isinstance(images, Tensor) or not images.numel():
             return
-        if images.is_floating_point() and images.numel():
+        self.saw_images = True
+        if images.is_floating_point():
             low, high = (end.item() for end in images.aminmax())
-            if low < 0 or high > 1:
+            if low < -ROUNDING or high > 1 + ROUNDING:
                 rank_zero_warn(
-                    f"images from {low:.3g} to {high:.3g}, not in [0, 1]: sigma is in their units, "
+                    f"images from {low:.4g} to {high:.4g}, not in [0, 1]: sigma is in their units, "
                     "and pictures cut them off"
                 )
 

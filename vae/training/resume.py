@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import Tensor
 
 from vae.data.batches import as_batch
+from vae.runs.printable import printable
 from vae.training.module import LitVAE
 from vae.training.schedules import replay
 
@@ -47,6 +48,8 @@ class ExactResume(L.Callback):
                 "the run had ended within an epoch, whose rest is left out: by trainer.max_steps, "
                 "or by a callback"
             )
+        if trainer.is_global_zero:
+            report_changes(self.saved.get("environment"), environment(trainer, pl_module.device))
         if isinstance(pl_module, LitVAE) and self.saved:
             if trainer.is_global_zero:
                 sums: dict[str, Tensor] = self.saved["train_sums"]
@@ -83,6 +86,7 @@ class ExactResume(L.Callback):
         self._update_elapsed()
         checkpoint["resume"] = {
             "rng": rng_state(pl_module.device),
+            "environment": environment(trainer, pl_module.device),
             "images_seen": self.images_seen,
             "seconds": self.seconds,
         }
@@ -124,6 +128,31 @@ def schedule_length(pl_module: LitVAE) -> int | None:
     """The length that the run's schedule follows; None where it follows none."""
     schedule = pl_module.schedule
     return pl_module.run_length(schedule.interval) if schedule and schedule.auto else None
+
+
+def environment(trainer: L.Trainer, device: torch.device) -> dict[str, str | int]:
+    """What the last digits of a run depend on besides its settings."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": str(trainer.precision),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+def report_changes(before: Any, now: dict[str, str | int]) -> None:
+    """Log what the checkpoint was trained with, where the run is resumed with something else.
+
+    The precision is among it: `fastest` is another one on another processor.
+    """
+    known = before if isinstance(before, dict) else {}
+    changed = [
+        f"{name} was {printable(str(known[name]))} and is {value}"
+        for name, value in now.items()
+        if name in known and known[name] != value
+    ]
+    if changed:
+        log.warning("resumed, but not bit for bit: %s", ", ".join(changed))
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
