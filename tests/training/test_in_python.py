@@ -53,6 +53,16 @@ def test_any_trainer_fits_any_loader_of_images() -> None:
         assert torch.equal(parts[0]["reconstruction"], module(IMAGES[:16]))  # type: ignore
 
 
+def test_batches_without_images_train_nothing_and_have_no_metrics() -> None:
+    loader: Any = DataLoader(IMAGES[:0].expand(4, 0, 1, 28, 28), batch_size=None)  # type: ignore[arg-type]
+    trainer, module = quiet_trainer(max_epochs=1), lit()
+    before = [weight.clone() for weight in module.parameters()]
+    trainer.fit(module, loader)
+    assert trainer.global_step == 4
+    assert "train/elbo" not in trainer.callback_metrics
+    assert all(map(torch.equal, module.parameters(), before))
+
+
 @pytest.mark.parametrize(
     ("images", "said"),
     [

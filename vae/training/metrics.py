@@ -99,9 +99,9 @@ class TrainMetric:
         return {name: reduce(total.clone()) for name, total in self.sums.items()}
 
     def pop(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """`train/…`, the means since the last call; empty where no step was taken."""
+        """`train/…`, the means since the last call; empty where no image was trained on."""
         totals = {name: reduce(t).tolist() for name, t in self.state(lambda t: t).items()}
-        means = {f"train/{name}": total / images for name, (total, images) in totals.items()}
+        means = {f"train/{name}": total / n for name, (total, n) in totals.items() if n}
         if {"train/log_likelihood", "train/kl"} <= means.keys():
             means["train/elbo"] = means["train/log_likelihood"] - means["train/kl"]
         self.sums.clear()
