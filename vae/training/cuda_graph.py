@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torchmetrics import Metric
 
@@ -28,12 +28,8 @@ MOST_GRAPHS = 8  # at a time: each keeps the tensors in between in memory
 MOST_KINDS = 1000  # that are counted
 MOST_RECORDINGS = 64  # of a run: recording takes longer than many steps
 OWN = ("torch.", "vae.models.")  # whose modules compute with nothing but tensors and constants
-GLOBAL_HOOKS = (
-    "_global_forward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_backward_pre_hooks",
-)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
 def choose_loss(
@@ -61,6 +57,7 @@ class GraphedLoss:
         self.learning, self.wanted = learning, wanted
         self.device: torch.device | None = None  # which the following belongs to
         self.refused = True
+        self.modules: Modules | None = None
         self.calls: dict[Any, int] = {}  # of each kind of batch
         self.graphs: dict[Any, LossGraphs] = {}  # by kind, the latest last
         self.recordings = 0
@@ -114,7 +111,7 @@ class GraphedLoss:
 
     def begin(self, device: torch.device) -> None:
         """Decide whether the step can be recorded on this device."""
-        self.device, self.refused = device, False
+        self.device, self.refused, self.modules = device, False, None
         self.graphs.clear()
         if device.type != "cuda":
             self.refuse(f"{device.type} has none")
@@ -140,33 +137,61 @@ class GraphedLoss:
     def kind(self, x: Tensor, eps: Tensor) -> tuple[Any, ...] | None:
         """What is decided outside tensors' values, so that a graph repeats it; None where a module,
         or all of them, calls something that a graph would not."""
-        if any(getattr(global_hooks, name) for name in GLOBAL_HOOKS):
+        if self.modules is None or self.modules.were_replaced():
+            self.modules = Modules(self.learning)
+        if self.modules.have_hooks() or any(getattr(global_hooks, name) for name in GLOBAL_HOOKS):
             return None
         autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        found: list[Any] = [x.shape, x.dtype, eps.shape, autocast]
-        found += constants(self.learning.objective)
-        for m in self.learning.modules():
-            if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks:
-                return None
-            if m._backward_pre_hooks:
-                return None
-            if isinstance(m, Metric):  # counts its updates
-                continue
-            if m is not self.learning:
-                found += constants(m)
-            for tensor in (*m._parameters.values(), *m._buffers.values()):
-                if tensor is not None:
-                    found += (tensor.data_ptr(), tensor.requires_grad)
-        return tuple(found)
+        settings = numbers(vars_of(self.learning.objective))
+        return (x.shape, x.dtype, eps.shape, autocast, *settings.values(), *self.modules.state())
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(GraphedLoss(self.learning, self.wanted))
 
 
-def constants(part: Any) -> list[Any]:
-    """The numbers and words that an objective or a module keeps, training mode among them."""
-    values = getattr(part, "__dict__", {}).values()
-    return [value for value in values if isinstance(value, int | float | str)]
+class Modules:
+    """What a graph takes for granted of a module and those in it, looked at in some 20 µs a step.
+
+    Their dictionaries are found once. A metric counts its updates, and takes no part in a loss.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.modules = [m for m in root.modules() if not isinstance(m, Metric)]  # kept, so ids are
+        dicts = [vars(m) for m in self.modules]
+        self.children = [d["_modules"] for d in dicts]
+        self.known = self.child_ids()
+        self.hooks = [d[name] for d in dicts for name in HOOKS]
+        self.tensors = [d[name] for d in dicts for name in ("_parameters", "_buffers")]
+        self.inner = dicts[1:]  # Lightning notes many things in the first
+        self.numbers = [(d, name) for d in self.inner for name in numbers(d)]
+
+    def child_ids(self) -> list[int]:
+        return [id(child) for children in self.children for child in children.values()]
+
+    def were_replaced(self) -> bool:
+        return self.child_ids() != self.known
+
+    def have_hooks(self) -> bool:
+        return any(self.hooks)
+
+    def state(self) -> tuple[Any, ...]:
+        """Where the weights and buffers are, which are trained, and all numbers and modes."""
+        tensors = [t for named in self.tensors for t in named.values() if t is not None]
+        return (
+            *[t.data_ptr() for t in tensors],
+            *[t.requires_grad for t in tensors],
+            *[d.get(name) for d, name in self.numbers],
+            *map(len, self.inner),
+        )
+
+
+def vars_of(part: Any) -> dict[str, Any]:
+    return getattr(part, "__dict__", {})
+
+
+def numbers(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Those that are numbers, words or modes, such as training."""
+    return {k: value for k, value in attributes.items() if isinstance(value, int | float | str)}
 
 
 def unstacked(terms: Tensor) -> Terms:
