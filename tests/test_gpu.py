@@ -23,8 +23,7 @@ from vae.data.datamodule import ImageDataModule
 from vae.evaluate import evaluate
 from vae.export import export
 from vae.train import train
-from vae.training import LitVAE
-from vae.training.loss_graphs import record
+from vae.training import LitVAE, loss_graphs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -85,7 +84,7 @@ def test_replayed_steps_are_launched_ones(overrides: tuple[str, ...], tmp_path: 
     """The same noise and, but for rounding, the same numbers."""
     short = (*QUIET, "data.batch_size=50", "trainer.max_epochs=3", *overrides)
     launched = trained(tmp_path / "launched", *short, "learning.cuda_graph=false")
-    with mock.patch("vae.training.loss_graphs.record", side_effect=record) as recorded:
+    with mock.patch.object(loss_graphs, "record", wraps=loss_graphs.record) as recorded:
         replayed = trained(tmp_path / "replayed", *short, "learning.cuda_graph=true")
     assert recorded.called
     assert replayed == pytest.approx(launched, rel=1e-4, abs=1e-4)

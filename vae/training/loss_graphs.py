@@ -167,8 +167,9 @@ def record(
                     outputs = compute()
                 recorded.append((graph.replay, outputs))
     except BaseException:
-        generator = torch.cuda.default_generators[device.index or 0]
-        with contextlib.suppress(RuntimeError):  # it would wait for the recording's end for ever
+        # the generator would wait for the recording's end for ever
+        with contextlib.suppress(RuntimeError, IndexError):
+            generator = torch.cuda.default_generators[device.index or 0]
             generator.graphsafe_set_state(generator.clone_state())
         raise
     finally:
