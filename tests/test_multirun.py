@@ -210,7 +210,11 @@ def test_what_no_sweep_can_do_is_refused_before_its_folder(override, problem, tm
     ("override", "line"),
     [
         ("hydra.run.dir=README.md", "error: hydra.run.dir=README.md: File exists"),
-        ("~model=baseline", "error: model.likelihood.sigma: Interpolation key 'sigma' not found"),
+        pytest.param(
+            "~model=baseline",
+            "error: model.likelihood.sigma: Interpolation key 'sigma' not found",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_no_run_can_do_is_one_line(override, line):

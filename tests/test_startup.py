@@ -42,6 +42,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert imported(call) == set()
 
 
+@pytest.mark.slow
 def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
     """Up to its first step: neither tables nor loggers, encoders and sweepers that it has not."""
     arguments = ["data=digits", "trainer.accelerator=cpu", "logger=none", "callbacks=none"]
