@@ -464,12 +464,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench"))
-    parser.add_argument("--contestants", nargs="+", default=[*CONTESTANTS], choices=CONTESTANTS)
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS)
     parser.add_argument("--models", nargs="+", default=[*EPOCHS], choices=EPOCHS)
     parser.add_argument("--skip-growth", action="store_true", help="no rates over settings")
     arguments = parser.parse_args()
-    without_gpu = {"replayed"} if arguments.device == "cpu" else set()
-    for name in {*CONTESTANTS} - {*arguments.contestants} | without_gpu:
+    possible = {*CONTESTANTS} - ({"replayed"} if arguments.device == "cpu" else set())
+    chosen = {*(arguments.contestants or possible)}
+    if chosen - possible:
+        parser.error("--contestants replayed needs --device gpu")
+    for name in {*CONTESTANTS} - chosen:
         del CONTESTANTS[name]
     import torch
 

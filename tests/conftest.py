@@ -102,6 +102,17 @@ def run_vae(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def train_run(folder: Path, config: DictConfig) -> dict[str, float]:
+    """The metrics of a run in a new folder, with its settings where a command leaves them."""
+    from omegaconf import OmegaConf
+
+    from vae.train import train
+
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    return train(config, folder)
+
+
 def timeless_metrics(folder: Path) -> dict[str, float]:
     """The metrics of a run but for those that depend on how fast it was."""
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -221,14 +232,8 @@ class ShortRun:
     """Two epochs of the baseline on the repository's digits, every callback on."""
 
     def __init__(self, folder: Path, overrides: Sequence[str]) -> None:
-        from vae.train import train
-
         self.folder, self.config = folder, settings(*overrides)
-        (folder / ".hydra").mkdir(parents=True)
-        from omegaconf import OmegaConf
-
-        OmegaConf.save(self.config, folder / ".hydra" / "config.yaml")
-        self.metrics = train(self.config, folder)
+        self.metrics = train_run(folder, self.config)
 
 
 @pytest.fixture(scope="session")

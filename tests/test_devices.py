@@ -11,9 +11,8 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
-from conftest import composed, settings
+from conftest import composed, settings, train_run
 from emulated_gpu import DeviceMismatch, EmulatedGPU, emulated_gpu
-from omegaconf import OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vae
@@ -96,10 +95,7 @@ def test_the_emulated_gpu_counts_waits_and_copies() -> None:
 
 
 def fitted(folder: Path, accelerator: str, *overrides: str) -> dict[str, float]:
-    config = settings(f"trainer.accelerator={accelerator}", *overrides)
-    (folder / ".hydra").mkdir(parents=True)
-    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    metrics = train(config, folder)
+    metrics = train_run(folder, settings(f"trainer.accelerator={accelerator}", *overrides))
     return {key: value for key, value in metrics.items() if not key.startswith("time/")}
 
 

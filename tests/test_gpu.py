@@ -16,13 +16,11 @@ from unittest import mock
 import lightning.pytorch as L
 import pytest
 import torch
-from conftest import FIGURES, ROOT, composed, settings, timeless_metrics
-from omegaconf import OmegaConf
+from conftest import FIGURES, ROOT, composed, settings, timeless_metrics, train_run
 
 from vae.data.datamodule import ImageDataModule
 from vae.evaluate import evaluate
 from vae.export import export
-from vae.train import train
 from vae.training import LitVAE, loss_graphs
 
 pytestmark = [
@@ -33,10 +31,7 @@ QUIET = ("callbacks=none", "logger=none", "trainer.accelerator=gpu")
 
 
 def trained(folder: Path, *overrides: str) -> dict[str, float]:
-    config = settings(*overrides)
-    (folder / ".hydra").mkdir(parents=True)
-    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    train(config, folder)
+    train_run(folder, settings(*overrides))
     return timeless_metrics(folder)
 
 

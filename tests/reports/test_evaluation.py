@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, at_optimum, composed
-from omegaconf import OmegaConf
+from conftest import ROOT, at_optimum, composed, train_run
 
 from vae.compare import compare
 from vae.data.batches import as_images
@@ -29,7 +28,6 @@ from vae.runs.checkpoints import BEST, LAST
 from vae.runs.errors import RunError, UserError
 from vae.runs.folder import load_data, load_run
 from vae.theory.linear import affine_weights, linear_log_likelihood
-from vae.train import train
 
 SMALL = [
     "iwae.images=60",
@@ -56,9 +54,7 @@ PICTURES = (
 def trained(folder: Path, *overrides: str) -> Path:
     off = [f"callbacks.{picture}=null" for picture in PICTURES]
     config = composed("train", "data=digits", "trainer.accelerator=cpu", *off, *overrides)
-    (folder / ".hydra").mkdir(parents=True)
-    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    train(config, folder)
+    train_run(folder, config)
     return folder
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from vae.models.vae import VAE
 from vae.runs.checkpoints import BEST, LAST, check_shapes, model_state, read_checkpoint
+from vae.runs.devices import device_name
 from vae.runs.errors import UserError, first_line, resolved
 from vae.runs.files import SETTINGS, atomic_write, read_metrics
 from vae.runs.identity import may_change_on_resume
@@ -256,7 +257,7 @@ def environment(seed: int, device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "commit": commit.stdout.strip() or None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "seed": seed,
     }

@@ -97,10 +97,11 @@ class BlockTraining(LitVAE):
                     )
             checks = [c for c in self.trainer.callbacks if isinstance(c, FiniteCheck)]  # type: ignore[attr-defined]
             self.finite_check = checks[0] if checks else FiniteCheck()
-            if self.trainer.world_size == 1 and isinstance(self.compute_loss, GraphedLoss):
-                self.compute_loss = self.compute_loss.with_gradients
-            elif self.trainer.world_size == 1 and self.hparams["compile"]:
-                self.compute_loss = loss_with_gradients(self)
+            if self.trainer.world_size == 1:
+                if isinstance(self.compute_loss, GraphedLoss):
+                    self.compute_loss = self.compute_loss.with_gradients
+                elif self.hparams["compile"]:
+                    self.compute_loss = loss_with_gradients(self)
 
     def training_step(self, block: Batch, block_idx: int) -> None:  # type: ignore[override]
         """One plain training step, backward pass and optimiser step for each batch of the block."""

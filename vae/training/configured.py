@@ -56,8 +56,10 @@ class ConfiguredModule(LeanModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Say of the first images of a loader of one's own that they are no intensities."""
+        if self.saw_images:
+            return
         images = batch[0] if isinstance(batch, list | tuple) and len(batch) else batch
-        if self.saw_images or not isinstance(images, Tensor) or not images.numel():
+        if not isinstance(images, Tensor) or not images.numel():
             return
         self.saw_images = True
         if images.is_floating_point():

@@ -102,9 +102,9 @@ class GraphedLoss:
         self.recordings += 1
         try:
             self.graphs[kind] = LossGraphs(self.learning, x, eps, step)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, ValueError) as error:  # what cannot do with tensors alone
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
             self.refuse(first_line(error))
             return None
         return self.graphs[kind]
@@ -142,7 +142,7 @@ class GraphedLoss:
         if self.modules.have_hooks() or any(getattr(global_hooks, name) for name in GLOBAL_HOOKS):
             return None
         autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        settings = numbers(vars_of(self.learning.objective))
+        settings = numbers(getattr(self.learning.objective, "__dict__", {}))
         return (x.shape, x.dtype, eps.shape, autocast, *settings.values(), *self.modules.state())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,10 +183,6 @@ class Modules:
             *[d.get(name) for d, name in self.numbers],
             *map(len, self.inner),
         )
-
-
-def vars_of(part: Any) -> dict[str, Any]:
-    return getattr(part, "__dict__", {})
 
 
 def numbers(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from vae.runs.devices import restore_rng, rng_state
 from vae.runs.errors import RunError, first_line
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def record(
 def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Trial runs of a model: they leave generators and buffers as they were, and RuntimeError is
     raised where the host asks a value of the device, which a graph cannot do."""
-    generators = torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    generators = rng_state(device)
     buffers = [buffer.clone() for buffer in model.buffers()]
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(action="ignore"):  # that this mode does not find everything
@@ -193,5 +194,4 @@ def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(mode)
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)
-        torch.set_rng_state(generators[0])
-        torch.cuda.set_rng_state(generators[1], device)
+        restore_rng(generators, device)

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import Tensor
 
 from vae.data.batches import as_batch
+from vae.runs.devices import device_name, restore_rng, rng_state
 from vae.runs.printable import printable
 from vae.training.module import LitVAE
 from vae.training.schedules import replay
@@ -43,12 +44,12 @@ class ExactResume(L.Callback):
         self._clock = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._within_epoch and trainer.is_global_zero:
-            log.warning(
-                "the run had ended within an epoch, whose rest is left out: by trainer.max_steps, "
-                "or by a callback"
-            )
         if trainer.is_global_zero:
+            if self._within_epoch:
+                log.warning(
+                    "the run had ended within an epoch, whose rest is left out: by "
+                    "trainer.max_steps, or by a callback"
+                )
             report_changes(self.saved.get("environment"), environment(trainer, pl_module.device))
         if isinstance(pl_module, LitVAE) and self.saved:
             if trainer.is_global_zero:
@@ -133,7 +134,7 @@ def schedule_length(pl_module: LitVAE) -> int | None:
 def environment(trainer: L.Trainer, device: torch.device) -> dict[str, str | int]:
     """What the last digits of a run depend on besides its settings."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "precision": str(trainer.precision),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
@@ -153,17 +154,3 @@ def report_changes(before: Any, now: dict[str, str | int]) -> None:
     ]
     if changed:
         log.warning("resumed, but not bit for bit: %s", ", ".join(changed))
-
-
-def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """Torch's global generators, on the CPU and on a CUDA device that is trained on."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_rng(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
