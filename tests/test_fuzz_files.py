@@ -21,7 +21,7 @@ import vae
 from vae.compare import compare
 from vae.evaluate import evaluate
 from vae.export import export
-from vae.multirun import job
+from vae.jobs import job
 from vae.runs.errors import RunError, UserError
 from vae.runs.folder import saved_config
 from vae.summary import summary

@@ -18,7 +18,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vae import multirun
-from vae.multirun import Sweep, job
+from vae.jobs import job
+from vae.multirun import Sweep
 from vae.reports.sweep.groups import read
 from vae.reports.sweep.runs import read_run
 from vae.runs.errors import UserError

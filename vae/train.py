@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae import config_folder
 from vae.command import command
-from vae.multirun import job
+from vae.jobs import job
 from vae.runs.errors import UserError, report_errors
 
 
