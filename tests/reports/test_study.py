@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, composed, run_vae, settings
-from study_points import around, compared, grid, point
+from study_points import architecture, around, compared, grid
 from test_sweep import write_run
 
 from vae.compare import compare
@@ -15,7 +15,7 @@ from vae.evaluate import evaluate
 from vae.reports.study.charts import measure_chart
 from vae.reports.study.effects import depth_or_width, encoder_or_decoder
 from vae.reports.study.fitting import overfitting, trained_too_little
-from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, read_points
+from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, read_architectures
 from vae.reports.study.measures import ELBO, MEASURES, OVERFIT, SAMPLES, TRAIN
 from vae.reports.study.verdict import growth_sentence, other_networks, verdict
 from vae.reports.study.words import with_error
@@ -59,12 +59,14 @@ def test_lower_is_better_for_distances_and_one_half_for_the_nearest_neighbour():
     (nearest,) = [m for m in SAMPLES if m.key == "samples/nn_real"]
     found = compared(
         [
-            point(0, 0, samples__nn_real=(99.0, 99.1, 99.2)),
-            point(1, 8, samples__nn_real=(0.5, 0.4, 0.6)),
-            point(1, 64, samples__nn_real=(-60.0, -60.1, -59.9)),
+            architecture(0, 0, samples__nn_real=(99.0, 99.1, 99.2)),
+            architecture(1, 8, samples__nn_real=(0.5, 0.4, 0.6)),
+            architecture(1, 64, samples__nn_real=(-60.0, -60.1, -59.9)),
         ]
     )
-    signs = {p.name: found.sign(nearest, found.points[0], p) for p in found.points[1:]}
+    signs = {
+        p.name: found.sign(nearest, found.architectures[0], p) for p in found.architectures[1:]
+    }
     assert signs == {"1 × 8": 1, "1 × 64": 1}
 
 
@@ -87,7 +89,7 @@ def test_every_step_in_depth_and_width_is_judged():
 def test_three_depths_pay_first_and_cost_then():
     """A rise and a fall of one width is no draw between its ends."""
     elbo = (200.0, 250.0, 260.0, 250.0)
-    found = compared([point(d, 64, test__elbo=around(elbo[d])) for d in range(4)])
+    found = compared([architecture(d, 64, test__elbo=around(elbo[d])) for d in range(4)])
     (depth,) = depth_or_width(found, ELBO)
     assert "1 → 2 hidden layers pays at 64 units (+10.00" in depth
     assert "2 → 3 hidden layers costs at 64 units (−10.00" in depth
@@ -95,9 +97,9 @@ def test_three_depths_pay_first_and_cost_then():
 
 def test_other_networks_are_held_against_the_sizes_with_more_parameters():
     sizes = {(0, 0): 200.0, (1, 8): 210.0, (1, 64): 250.0, (2, 64): 270.0}
-    points = [point(d, w, test__elbo=around(mean)) for (d, w), mean in sizes.items()]
-    points.append(point(1, 16, "conv", test__elbo=around(260.0)))
-    (text,) = other_networks(compared(points), [ELBO])
+    architectures = [architecture(d, w, test__elbo=around(mean)) for (d, w), mean in sizes.items()]
+    architectures.append(architecture(1, 16, "conv", test__elbo=around(260.0)))
+    (text,) = other_networks(compared(architectures), [ELBO])
     assert text == (
         "conv 1 × 16 (3,500 parameters) against the fully connected sizes with more: by test ELBO "
         "(260.00 ± 0.20) better than 1 × 64, worse than 2 × 64."
@@ -106,13 +108,13 @@ def test_other_networks_are_held_against_the_sizes_with_more_parameters():
 
 def test_encoder_or_decoder():
     def found(encoder: float, decoder: float) -> str:
-        points = [
-            point(0, 0, test__elbo=around(200.0), oracle__test_elbo=around(210.0)),
-            point(3, 8, ENCODER_ALONE, test__elbo=around(encoder)),
-            point(3, 8, DECODER_ALONE, test__elbo=around(decoder)),
-            point(3, 8, test__elbo=around(270.0)),
+        architectures = [
+            architecture(0, 0, test__elbo=around(200.0), oracle__test_elbo=around(210.0)),
+            architecture(3, 8, ENCODER_ALONE, test__elbo=around(encoder)),
+            architecture(3, 8, DECODER_ALONE, test__elbo=around(decoder)),
+            architecture(3, 8, test__elbo=around(270.0)),
         ]
-        return encoder_or_decoder(compared(points), ELBO)
+        return encoder_or_decoder(compared(architectures), ELBO)
 
     text = found(210.0, 260.0)
     assert "the encoder alone pays, +10.00 ± 0.32; the decoder alone pays, +60.00 ± 0.32" in text
@@ -127,7 +129,7 @@ def test_overfitting_begins_at_the_smallest_that_shows_it():
         rows = zip((0, 1, 2, 3), excess, train, test, strict=True)
         return compared(
             [
-                point(d, 8, overfit=around(e), train__elbo=around(a), test__elbo=around(b))
+                architecture(d, 8, overfit=around(e), train__elbo=around(a), test__elbo=around(b))
                 for d, e, a, b in rows
             ]
         )
@@ -157,8 +159,8 @@ def test_overfitting_is_claimed_beyond_the_error_over_images_alone():
 
     def first(error: float) -> str:
         overfit = {d: around(1.5 * d, 0.05) for d in (0, 1)}
-        points = [point(d, 8, error=error, overfit=overfit[d]) for d in (0, 1)]
-        return overfitting(compared(points))[0]
+        architectures = [architecture(d, 8, error=error, overfit=overfit[d]) for d in (0, 1)]
+        return overfitting(compared(architectures))[0]
 
     assert first(0.01).startswith("Train − test ELBO is above the linear networks' from 1 × 8")
     assert first(0.5).startswith("Where it begins is not decided")
@@ -166,7 +168,7 @@ def test_overfitting_is_claimed_beyond_the_error_over_images_alone():
 
 def test_the_axis_of_a_chart_has_numbers_and_no_formulas():
     found = grid(lambda d, w: 200.0 + d)
-    source = measure_chart(found.points, ELBO).removeprefix("data:image/svg+xml;base64,")
+    source = measure_chart(found.architectures, ELBO).removeprefix("data:image/svg+xml;base64,")
     text = base64.b64decode(source).decode()
     assert ">1,000<" in text
     assert "mathdefault" not in text
@@ -197,7 +199,7 @@ def write_study(folder: Path, runs: list[list[str]]) -> Path:
 
 
 def test_points_by_architecture_and_seed(tmp_path: Path):
-    """One architecture under two names is one point; a seed counts once."""
+    """One architecture under two names is one; a seed counts once."""
     runs = [
         ["model=baseline", "seed=0"],
         ["model=baseline", "seed=1"],
@@ -206,8 +208,8 @@ def test_points_by_architecture_and_seed(tmp_path: Path):
         ["model=mlp", "model.width=64", "model.decoder.depth=0", "seed=0"],
         ["model=conv", "seed=0"],
     ]
-    points = read_points(str(write_study(tmp_path, runs)))
-    assert {p.name: len(p.folders) for p in points} == {
+    architectures = read_architectures(str(write_study(tmp_path, runs)))
+    assert {p.name: len(p.folders) for p in architectures} == {
         "linear": 2,
         "2 × 64": 1,
         "encoder 2 × 64": 1,
@@ -227,14 +229,14 @@ def test_runs_that_differ_in_more_than_their_networks_are_refused(
 ):
     write_study(tmp_path, [["model=baseline"], overrides])
     with pytest.raises(UserError, match=problem):
-        read_points(str(tmp_path))
+        read_architectures(str(tmp_path))
 
 
 def test_one_size_with_two_activations_is_no_single_architecture(tmp_path: Path):
     relu = ["model.encoder.activation=relu", "seed=1"]
     write_study(tmp_path, [["model=baseline"], ["model=mlp_1x64"], ["model=mlp_1x64", *relu]])
     with pytest.raises(UserError, match=r"encoder\.activation differs at 1 × 64: relu, silu"):
-        read_points(str(tmp_path))
+        read_architectures(str(tmp_path))
 
 
 @pytest.mark.slow
@@ -255,15 +257,15 @@ def test_a_tiny_study_from_command_to_page(tmp_path: Path, open_page):
     assert {p["metrics"]["test/elbo"]["trainings"] for p in content["points"]} == {2}
     assert (tmp_path / "out" / "study.md").read_text().count("\n") == 5
     sentences = [sentence for texts in content["verdict"].values() for sentence in texts]
-    measures = {key for point in content["points"] for key in point["metrics"]}
+    measures = {key for each in content["points"] for key in each["metrics"]}
     assert {"samples/fid", "bound/log_p", "gap/total", "refit/test_elbo"} <= measures
     assert measures <= {measure.key for measure in MEASURES}
     for width in (1300, 390):
         shown = open_page(page, width)
-        said = [
+        shown_sentences = [
             text.replace("\xa0", " ") for text in shown.locator("#verdict dd p").all_inner_texts()
         ]
-        assert said == sentences
+        assert shown_sentences == sentences
         assert shown.locator("#charts img").count() == len(measures)
         assert shown.locator("#ladder img").count() == 1 + 2 * 3
 

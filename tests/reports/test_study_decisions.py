@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from study_points import SIZES, around, compared, grid, point, seventeen
+from study_points import SIZES, architecture, around, compared, grid, seventeen
 from torch import Tensor
 
 from vae.reports.comparison.statistics import (
@@ -55,36 +55,41 @@ def test_a_small_variance_counts_as_the_typical_one_and_a_large_one_as_itself():
 
 
 def test_errors_over_shared_images_are_paired():
-    points = [point(0, 0, test__elbo=around(200.0)), point(1, 8, test__elbo=around(200.0))]
+    architectures = [
+        architecture(0, 0, test__elbo=around(200.0)),
+        architecture(1, 8, test__elbo=around(200.0)),
+    ]
     values = torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    shared = {ELBO.key: {each.name: values for each in points}}
-    alone, paired = compared(points), compared(points, per_image=shared)
-    errors = [found.find(ELBO, *points).difference.se for found in (alone, paired)]
+    shared = {ELBO.key: {each.name: values for each in architectures}}
+    alone, paired = compared(architectures), compared(architectures, per_image=shared)
+    errors = [found.find(ELBO, *architectures).difference.se for found in (alone, paired)]
     assert errors[0] ** 2 - errors[1] ** 2 == pytest.approx(2 * 0.1**2)
-    assert paired.covariance(LOG_P, *points) == pytest.approx(0.1**2)
+    assert paired.covariance(LOG_P, *architectures) == pytest.approx(0.1**2)
 
 
 def test_over_fitting_counts_the_images_of_both_splits():
     """Two parts, each paired over its own images; without values of images their sum, unpaired."""
     keys = ("overfit", "overfit__train", "overfit__test")
-    points = [
-        point(d, 8, error=0.3, **{key: around(4.0 * d, 0.01) for key in keys}) for d in (0, 1)
+    architectures = [
+        architecture(d, 8, error=0.3, **{key: around(4.0 * d, 0.01) for key in keys})
+        for d in (0, 1)
     ]
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, 400, dtype=torch.float64, generator=generator)
     parts = ("overfit/train", "overfit/test")
-    shared = {part: {p.name: values[i] for p in points} for i, part in enumerate(parts)}
+    shared = {part: {p.name: values[i] for p in architectures} for i, part in enumerate(parts)}
     alone, paired = (
-        compared(points, per_image=each).find(OVERFIT, *points).difference for each in ({}, shared)
+        compared(architectures, per_image=each).find(OVERFIT, *architectures).difference
+        for each in ({}, shared)
     )
     trainings = 2 * (0.01 * 0.3) ** 2 / 3 / (1 - 1 / 9) ** 3
     assert alone.se**2 == pytest.approx(2 * 0.3**2 + trainings)
     assert paired.se**2 == pytest.approx(trainings)  # alike on every image: nothing of them is left
     opposite = {
-        part: {p.name: (1 - 2 * i) * each[p.name] for i, p in enumerate(points)}
+        part: {p.name: (1 - 2 * i) * each[p.name] for i, p in enumerate(architectures)}
         for part, each in shared.items()
     }
-    found = compared(points, per_image=opposite).find(OVERFIT, *points).difference
+    found = compared(architectures, per_image=opposite).find(OVERFIT, *architectures).difference
     assert found.se**2 == pytest.approx(2 * 0.3**2 + 2 * 2 * 0.3**2 + trainings)
 
 
@@ -102,27 +107,29 @@ def test_holm():
 
 
 def test_planned_are_neighbouring_steps_linear_networks_and_the_two_sides():
-    points = sorted(seventeen(lambda i: {"test__elbo": around(200.0)}), key=lambda p: p.parameters)
-    steps = {(s.a.name, s.b.name) for s in depth_steps(points)}
+    architectures = sorted(
+        seventeen(lambda i: {"test__elbo": around(200.0)}), key=lambda p: p.parameters
+    )
+    steps = {(s.a.name, s.b.name) for s in depth_steps(architectures)}
     assert len(steps) == 9
     assert {("linear", "1 × 64"), ("1 × 64", "2 × 64"), ("2 × 1024", "3 × 1024")} <= steps
-    wider = {(s.a.name, s.b.name) for s in width_steps(points)}
+    wider = {(s.a.name, s.b.name) for s in width_steps(architectures)}
     assert len(wider) == 6
     assert ("3 × 64", "3 × 256") in wider
     assert ("3 × 64", "3 × 1024") not in wider
-    pairs = [(a.name, b.name) for a, b in planned(ELBO, points)]
+    pairs = [(a.name, b.name) for a, b in planned(ELBO, architectures)]
     assert steps | wider <= set(pairs)
     # 15 steps, 6 deeper sizes and 6 sides alone against linear, 3 sides against each other, and
     # 3 sizes with more parameters against the convolutional networks.
     assert len(pairs) == len(set(pairs)) == 15 + 6 + 6 + 3 + 3
-    assert len(planned(SAMPLES[1], points)) == len(planned(OVERFIT, points)) == 9
-    assert len(planned(TRAIN, points)) == 15
-    assert compared(points).number == 33
+    assert len(planned(SAMPLES[1], architectures)) == len(planned(OVERFIT, architectures)) == 9
+    assert len(planned(TRAIN, architectures)) == 15
+    assert compared(architectures).number == 33
 
 
 def test_a_measure_is_its_own_family_and_what_is_not_planned_is_refused():
     both = [
-        point(d, w, test__elbo=around(200.0), train__elbo=around(200.0), active=around(3.0))
+        architecture(d, w, test__elbo=around(200.0), train__elbo=around(200.0), active=around(3.0))
         for d, w in SIZES
     ]
     found = compared(both)  # active latents are shown, not compared
@@ -158,7 +165,9 @@ def test_shuffled_trainings_decide_nothing(seed: int):
     values = [value for d, _ in SIZES for value in around(200.0 + 30.0 * d)]
     random.Random(seed).shuffle(values)
     dealt = [values[3 * i : 3 * i + 3] for i in range(len(SIZES))]
-    found = compared([point(d, w, test__elbo=v) for (d, w), v in zip(SIZES, dealt, strict=True)])
+    found = compared(
+        [architecture(d, w, test__elbo=v) for (d, w), v in zip(SIZES, dealt, strict=True)]
+    )
     assert "not decided" in growth_sentence(found, ELBO)
     assert says_nothing(depth_or_width(found, ELBO))
     assert found.decided(ELBO) == []
@@ -169,11 +178,11 @@ def says_nothing(sentences: list[str]) -> bool:
 
 
 def test_equal_metrics_decide_nothing():
-    points = [point(d, w, test__elbo=(200.0,) * 3) for d, w in SIZES]
-    points += [
-        point(2, 8, each, test__elbo=(200.0,) * 3) for each in (ENCODER_ALONE, DECODER_ALONE)
+    architectures = [architecture(d, w, test__elbo=(200.0,) * 3) for d, w in SIZES]
+    architectures += [
+        architecture(2, 8, each, test__elbo=(200.0,) * 3) for each in (ENCODER_ALONE, DECODER_ALONE)
     ]
-    found = compared(points)
+    found = compared(architectures)
     assert "not decided, none of 4 sizes" in growth_sentence(found, ELBO)
     assert says_nothing(depth_or_width(found, ELBO))
     words = verdict(found)
@@ -184,7 +193,7 @@ def test_equal_metrics_decide_nothing():
 
 
 def test_single_trainings_decide_nothing():
-    found = compared([point(d, w, test__elbo=(200.0 + 30 * d + w,)) for d, w in SIZES])
+    found = compared([architecture(d, w, test__elbo=(200.0 + 30 * d + w,)) for d, w in SIZES])
     assert found.decided(ELBO) == []
     assert verdict(found)["Not decided"][-1].startswith("Anything: each architecture was trained")
 

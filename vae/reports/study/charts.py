@@ -6,21 +6,21 @@ from matplotlib.axes import Axes
 
 from vae.plots.images import chart, plain_ticks, svg
 from vae.plots.palette import ORACLE, run_colour, run_dashes
-from vae.reports.study.ladder import Point
+from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import Measure
 
 
-def measure_chart(points: Sequence[Point], measure: Measure) -> str:
+def measure_chart(architectures: Sequence[Architecture], measure: Measure) -> str:
     """A line a ladder over its sizes, with a band of one standard deviation over trainings.
 
     Dashed: the floor of the measure, or its ceiling.
     """
     figure, axes = chart("", "parameters, encoder + decoder", measure.unit)
-    for place, ladder in enumerate(ladders(points)):
+    for place, ladder in enumerate(ladders(architectures)):
         shown = [
-            (p.parameters, m)
-            for p in points
-            if p.ladder == ladder and (m := p.measured(measure.key)) is not None
+            (each.parameters, m)
+            for each in architectures
+            if each.ladder == ladder and (m := each.measured(measure.key)) is not None
         ]
         if not shown:
             continue
@@ -31,24 +31,24 @@ def measure_chart(points: Sequence[Point], measure: Measure) -> str:
         axes.errorbar(x, means, spread, fmt="none", ecolor=colour, capsize=2, elinewidth=1)
         low, high = ([m + way * s for m, s in zip(means, spread, strict=True)] for way in (-1, 1))
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    bounds(axes, points, measure)
+    bounds(axes, architectures, measure)
     axes.set_xscale("log")
     plain_ticks(axes.xaxis, "{x:,.0f}")
     return svg(figure)
 
 
-def bounds(axes: Axes, points: Sequence[Point], measure: Measure) -> None:
+def bounds(axes: Axes, architectures: Sequence[Architecture], measure: Measure) -> None:
     """The closed form or what real images score, and the ceiling where it is near the curves."""
-    floor = points[0].measured(measure.floor) if measure.floor else None
+    floor = architectures[0].measured(measure.floor) if measure.floor else None
     if floor is not None:
         axes.axhline(floor.mean, color=ORACLE, linestyle="--", linewidth=1)
-    ceiling = measure.ceiling(points[0])
+    ceiling = measure.ceiling(architectures[0])
     if ceiling is not None:
         low, high = axes.get_ylim()
         if ceiling < high + (high - low):
             axes.axhline(ceiling, color=ORACLE, linestyle=":", linewidth=1)
 
 
-def ladders(points: Sequence[Point]) -> list[str]:
+def ladders(architectures: Sequence[Architecture]) -> list[str]:
     """The lines of the charts, in the order of their smallest architecture."""
-    return list(dict.fromkeys(point.ladder for point in points))
+    return list(dict.fromkeys(architecture.ladder for architecture in architectures))

@@ -21,9 +21,9 @@ from vae.reports.comparison.statistics import (
     Difference,
     difference,
 )
-from vae.reports.study.ladder import Point
+from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import ELBO, LOG_P, OVERFIT, OVERFIT_PARTS, Measure
-from vae.reports.study.planned import linear_point, planned
+from vae.reports.study.planned import linear_networks, planned
 
 PAGE_LEVEL = 0.05  # at most so many pages make any false claim
 # What the errors over images of two architectures share, by measure. A bound on log p is the mean
@@ -59,8 +59,8 @@ def holm(p: Mapping[Key, float], level: float) -> set[Key]:
 
 
 class Comparison(NamedTuple):
-    a: Point
-    b: Point
+    a: Architecture
+    b: Architecture
     difference: Difference  # b − a
     decided: bool
 
@@ -78,18 +78,19 @@ class Comparisons:
 
     def __init__(
         self,
-        points: Sequence[Point],
+        architectures: Sequence[Architecture],
         measures: Sequence[Measure],
         per_image: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
-        self.points = list(points)
+        self.architectures = list(architectures)
         self.per_image = per_image or {}
         self.measures = [
             measure
             for measure in measures
-            if sum(point.measured(measure.key) is not None for point in points) > 1
+            if sum(architecture.measured(measure.key) is not None for architecture in architectures)
+            > 1
         ]
-        self.linear = linear_point(points)
+        self.linear = linear_networks(architectures)
         self.level = min(LEVEL, PAGE_LEVEL / max(1, len(self.measures)))  # of a family
         self.families = {measure.key: self.family(measure) for measure in self.measures}
 
@@ -99,7 +100,7 @@ class Comparisons:
 
     def family(self, measure: Measure) -> dict[tuple[str, str], Comparison]:
         """By the names of what is compared."""
-        known = [p for p in self.points if p.measured(measure.key)]
+        known = [each for each in self.architectures if each.measured(measure.key)]
         values = [m for p in known if (m := p.measured(measure.key))]
         spreads = [(m.sd**2, m.trainings) for m in values if m.sd is not None]
         typical = (
@@ -114,9 +115,11 @@ class Comparisons:
         decided = holm({key: each.difference.p for key, each in found.items()}, self.level)
         return {key: each._replace(decided=key in decided) for key, each in found.items()}
 
-    def difference(self, measure: Measure, a: Point, b: Point, typical: float) -> Difference:
+    def difference(
+        self, measure: Measure, a: Architecture, b: Architecture, typical: float
+    ) -> Difference:
         """b − a; of a measure with a target, of the distances from it."""
-        first, second = (point.measured(measure.key) for point in (a, b))
+        first, second = (architecture.measured(measure.key) for architecture in (a, b))
         assert first is not None
         assert second is not None
         if measure.target is not None:
@@ -130,36 +133,40 @@ class Comparisons:
         paired = math.sqrt(max(0.0, errors - 2 * self.covariance(measure, a, b)))
         return difference(first, second, paired, least_variance=typical)
 
-    def covariance(self, measure: Measure, a: Point, b: Point) -> float:
+    def covariance(self, measure: Measure, a: Architecture, b: Architecture) -> float:
         """Of the errors over images of two means."""
         parts = SHARED_BY.get(measure.key, (measure.key,))
         return sum(self.covariance_of(key, a, b) for key in parts)
 
-    def covariance_of(self, key: str, a: Point, b: Point) -> float:
+    def covariance_of(self, key: str, a: Architecture, b: Architecture) -> float:
         """Their correlation image by image, times both errors."""
         values = self.per_image.get(key, {})
-        errors = [m.se for point in (a, b) if (m := point.measured(key)) and m.se is not None]
+        errors = [
+            m.se
+            for architecture in (a, b)
+            if (m := architecture.measured(key)) and m.se is not None
+        ]
         if a.name not in values or b.name not in values or len(errors) < 2:
             return 0.0
         correlation = torch.corrcoef(torch.stack([values[a.name], values[b.name]]))[0, 1].item()
         return correlation * errors[0] * errors[1] if math.isfinite(correlation) else 0.0
 
-    def find(self, measure: Measure, a: Point, b: Point) -> Comparison | None:
+    def find(self, measure: Measure, a: Architecture, b: Architecture) -> Comparison | None:
         """None where one lacks the measure; KeyError for what is not planned and hence counted."""
         if not a.measured(measure.key) or not b.measured(measure.key):
             return None
         return self.families[measure.key][a.name, b.name]
 
-    def sign(self, measure: Measure, a: Point, b: Point) -> int:
+    def sign(self, measure: Measure, a: Architecture, b: Architecture) -> int:
         """1 where b is decidedly better than a, −1 worse, 0 where that is not decided."""
         found = self.find(measure, a, b)
         if found is None or not found.decided:
             return 0
         return measure.better * (1 if found.difference.mean > 0 else -1)
 
-    def goodness(self, measure: Measure, point: Point) -> float:
+    def goodness(self, measure: Measure, architecture: Architecture) -> float:
         """Higher is better; −inf without the measure."""
-        measured = point.measured(measure.key)
+        measured = architecture.measured(measure.key)
         if measured is None:
             return -math.inf
         mean = measured.mean

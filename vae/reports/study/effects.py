@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from vae.reports.comparison.words import listed
 from vae.reports.study.comparisons import Comparisons
-from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, Layers, Point
+from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, Architecture, Layers
 from vae.reports.study.measures import ELBO, Measure
 from vae.reports.study.planned import depth_steps, width_steps
 from vae.reports.study.words import UNDECIDED, difference_text
@@ -20,7 +20,7 @@ class Effect(NamedTuple):
     sign: int  # 1 where it is decidedly better, −1 worse, 0 not decided
 
 
-def effect(found: Comparisons, measure: Measure, a: Point, b: Point) -> Effect | None:
+def effect(found: Comparisons, measure: Measure, a: Architecture, b: Architecture) -> Effect | None:
     comparison = found.find(measure, a, b)
     if comparison is None:
         return None
@@ -46,8 +46,8 @@ def changes(measure: Measure) -> str:
 def depth_or_width(found: Comparisons, measure: Measure) -> list[str]:
     """Each step in depth at every width, and each step in width at every depth."""
     sides = (
-        ("depth", "hidden layers", "units", depth_steps(found.points)),
-        ("width", "units", "hidden layers", width_steps(found.points)),
+        ("depth", "hidden layers", "units", depth_steps(found.architectures)),
+        ("width", "units", "hidden layers", width_steps(found.architectures)),
     )
     sentences = []
     for side, moved, fixed, steps in sides:
@@ -80,8 +80,8 @@ def step_text(effects: Sequence[tuple[int, Effect]], fixed: str) -> str:
 def encoder_or_decoder(found: Comparisons, measure: Measure) -> str:
     """Each of them alone, from the linear networks, and one against the other at equal sizes."""
     linear = found.linear
-    encoders = {p.encoder: p for p in found.points if p.ladder == ENCODER_ALONE}
-    decoders = {p.decoder: p for p in found.points if p.ladder == DECODER_ALONE}
+    encoders = {each.encoder: each for each in found.architectures if each.ladder == ENCODER_ALONE}
+    decoders = {each.decoder: each for each in found.architectures if each.ladder == DECODER_ALONE}
     shared = sorted(size for size in encoders if size is not None and size in decoders)
     if linear is None or not shared or linear.measured(measure.key) is None:
         return ""
@@ -115,9 +115,13 @@ def encoder_or_decoder(found: Comparisons, measure: Measure) -> str:
     return f"{text}."
 
 
-def together(found: Comparisons, measure: Measure, linear: Point, shared: Sequence[Layers]) -> str:
+def together(
+    found: Comparisons, measure: Measure, linear: Architecture, shared: Sequence[Layers]
+) -> str:
     """What both networks of one size are worth."""
-    both = {p.encoder: p for p in found.points if p.alike and p.encoder in shared}
+    both = {
+        each.encoder: each for each in found.architectures if each.alike and each.encoder in shared
+    }
     effects = [effect(found, measure, linear, both[size]) for size in shared if size in both]
     if len(effects) < len(shared) or None in effects:
         return ""

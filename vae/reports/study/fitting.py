@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vae.reports.comparison.words import listed
 from vae.reports.study.comparisons import Comparisons
-from vae.reports.study.ladder import LINEAR, Point
+from vae.reports.study.ladder import LINEAR, Architecture
 from vae.reports.study.measures import ELBO, OVERFIT, OVERFIT_PARTS, TRAIN
 from vae.reports.study.planned import depth_steps, over_linear, width_steps
 from vae.reports.study.words import UNDECIDED, difference_text, names
@@ -16,24 +16,26 @@ def overfitting(found: Comparisons) -> list[str]:
     if OVERFIT not in found.measures or linear is None or not found.families[OVERFIT.key]:
         return []
     # 1. Where the gap begins.
-    others = [b for a, b in over_linear(found.points) if b.measured(OVERFIT.key)]
-    wider = [point for point in others if found.sign(OVERFIT, linear, point) < 0]
+    others = [b for a, b in over_linear(found.architectures) if b.measured(OVERFIT.key)]
+    wider = [each for each in others if found.sign(OVERFIT, linear, each) < 0]
     if not wider:
         text = "no size's train − test ELBO is above the linear networks' beyond its error"
         sentences = [f"Where it begins is {UNDECIDED}: {text}"]
     else:
-        first, last = wider[0], min(wider, key=lambda point: found.goodness(OVERFIT, point))
+        first, last = wider[0], min(wider, key=lambda each: found.goodness(OVERFIT, each))
         sentences = [
             f"Train − test ELBO is above the linear networks' from {first.name} "
             f"({first.parameters:,} parameters) on, by {gap_over(found, linear, first)} nats there "
             f"and by up to {gap_over(found, linear, last)} at {last.name}"
         ]
-        exceptions = [p for p in others if p.parameters > first.parameters and p not in wider]
+        exceptions = [
+            each for each in others if each.parameters > first.parameters and each not in wider
+        ]
         if exceptions:
             sentences[0] += f"; {UNDECIDED} for the larger {names(exceptions)}"
     paired = all(
-        point.name in found.per_image.get(part, {})
-        for point in (linear, *others)
+        architecture.name in found.per_image.get(part, {})
+        for architecture in (linear, *others)
         for part in OVERFIT_PARTS
     )
     sentences[0] += (
@@ -55,17 +57,17 @@ def overfitting(found: Comparisons) -> list[str]:
     return sentences
 
 
-def gap_over(found: Comparisons, a: Point, b: Point) -> str:
+def gap_over(found: Comparisons, a: Architecture, b: Architecture) -> str:
     comparison = found.find(OVERFIT, a, b)
     assert comparison is not None
     return difference_text(comparison.difference, sign="")
 
 
-def steps(found: Comparisons) -> list[tuple[Point, Point]]:
+def steps(found: Comparisons) -> list[tuple[Architecture, Architecture]]:
     """From one size to the next deeper or wider one, where both ELBOs are known."""
     if TRAIN not in found.measures or ELBO not in found.measures:
         return []
-    all_steps = (*depth_steps(found.points), *width_steps(found.points))
+    all_steps = (*depth_steps(found.architectures), *width_steps(found.architectures))
     return [(step.a, step.b) for step in all_steps]
 
 
@@ -85,11 +87,11 @@ def trained_too_little(found: Comparisons) -> list[str]:
     ]
 
 
-def length_of_training(points: Sequence[Point]) -> list[str]:
+def length_of_training(architectures: Sequence[Architecture]) -> list[str]:
     """How far the linear networks are from their own optimum, which only training can close."""
-    for point in points:
-        elbo, best = point.measured("test/elbo"), point.measured("oracle/test_elbo")
-        if point.ladder == LINEAR and elbo and best:
+    for architecture in architectures:
+        elbo, best = architecture.measured("test/elbo"), architecture.measured("oracle/test_elbo")
+        if architecture.ladder == LINEAR and elbo and best:
             short = best.mean - elbo.mean
             return [
                 f"The linear networks end {abs(short):.1f} nats "

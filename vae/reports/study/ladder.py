@@ -32,7 +32,7 @@ class Layers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Point:
+class Architecture:
     """The trainings of one architecture: they differ in their seed alone."""
 
     name: str
@@ -70,8 +70,8 @@ def number(value: Any) -> float | None:
     return float(value) if usable and math.isfinite(value) else None
 
 
-def read_points(named: Sequence[str] | str) -> list[Point]:
-    """The points of run folders and sweep folders, by their number of parameters.
+def read_architectures(named: Sequence[str] | str) -> list[Architecture]:
+    """The architectures of run folders and sweep folders, by their number of parameters.
 
     Two runs of one architecture and one seed are one training, whatever they are called. Raises
     UserError for runs without metrics and for runs that differ in more than their networks.
@@ -90,16 +90,19 @@ def read_points(named: Sequence[str] | str) -> list[Point]:
     for folder, run in runs.items():
         key = name_and_ladder(run.settings)
         groups.setdefault(key, {}).setdefault(run.settings.get("seed"), folder)
-    points = []
+    architectures = []
     for (name, ladder), seeds in groups.items():
         chosen = [seeds[seed] for seed in sorted(seeds, key=str)]
         require_one_kind(name, [runs[folder].settings for folder in chosen])
         encoder, decoder = sizes(runs[chosen[0]].settings)
-        metrics = [{**runs[folder].metrics, **judged(folder, runs[folder])} for folder in chosen]
-        points.append(Point(name, ladder, encoder, decoder, chosen, metrics))
-    if len(points) < 2:
+        metrics = [
+            {**runs[folder].metrics, **evaluation_metrics(folder, runs[folder])}
+            for folder in chosen
+        ]
+        architectures.append(Architecture(name, ladder, encoder, decoder, chosen, metrics))
+    if len(architectures) < 2:
         raise UserError("runs: a study needs runs of at least two architectures")
-    return sorted(points, key=lambda point: point.parameters)
+    return sorted(architectures, key=lambda each: each.parameters)
 
 
 def require_alike(runs: Sequence[SweepRun]) -> None:
@@ -120,7 +123,7 @@ def require_one_kind(name: str, settings: Sequence[Mapping[str, Any]]) -> None:
             raise UserError(f"runs: model.{key} differs at {name}: {', '.join(sorted(values))}")
 
 
-def judged(folder: Path, run: SweepRun) -> dict[str, Any]:
+def evaluation_metrics(folder: Path, run: SweepRun) -> dict[str, Any]:
     """What evaluation.json adds, and what follows from both files."""
     evaluation = read_json(folder / "evaluation.json")
     found = {key: value for key, value in evaluation.items() if number(value) is not None}
@@ -167,7 +170,7 @@ def layers(network: Any) -> Layers | None:
 
 
 def name_and_ladder(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """What a point is called, and the line of the charts that it is on."""
+    """What an architecture is called, and the line of the charts that it is on."""
     model = str(select(settings, "model.name"))
     encoder, decoder = sizes(settings)
     if encoder is None or decoder is None:

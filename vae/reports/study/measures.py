@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vae.reports.comparison import sample_verdict
-from vae.reports.study.ladder import Point
+from vae.reports.study.ladder import Architecture
 
 
 class Measure(NamedTuple):
@@ -14,13 +14,13 @@ class Measure(NamedTuple):
     better: int  # 1: higher is better, −1: lower; 0: neither, it is only shown
     floor: str | None = None  # the metric that the linear optimum, or training images, have
     floor_name: str = ""
-    ceiling: Callable[[Point], float | None] = lambda point: None
+    ceiling: Callable[[Architecture], float | None] = lambda _: None
     target: float | None = None  # the best value, where neither higher nor lower is better
 
 
-def elbo_cap(point: Point) -> float | None:
+def elbo_cap(architecture: Architecture) -> float | None:
     """−(D/2) log(2π σ²) for Gaussian pixels: no VAE's density at this sigma is above it."""
-    cap: Any = point.metrics[0].get("cap/elbo")
+    cap: Any = architecture.metrics[0].get("cap/elbo")
     return None if cap is None else float(cap)
 
 

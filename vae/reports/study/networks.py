@@ -15,14 +15,14 @@ from vae.plots.images import tile
 from vae.reports.comparison.measure import IMAGES, SAMPLES, elbo_terms
 from vae.reports.comparison.page import picture
 from vae.reports.comparison.sigma import refit
-from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, Point
+from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, Architecture
 from vae.reports.study.measures import ELBO, OVERFIT, OVERFIT_PARTS, REFITTED, TRAIN
 from vae.runs.folder import Run, load_data, load_run
 
 SHARED_IMAGES = 1000  # of a split, that say how two architectures' ELBOs go together
 
 
-class Rung(NamedTuple):
+class Pictures(NamedTuple):
     """The pictures of one architecture, as data URIs."""
 
     name: str
@@ -32,34 +32,37 @@ class Rung(NamedTuple):
 
 class Networks(NamedTuple):
     originals: str  # the picture of the test images
-    rungs: list[Rung]
+    pictures: list[Pictures]
     # by measure and architecture, nats, [n]: the same images of a split and noise for all
     per_image: dict[str, dict[str, Tensor]]
 
 
 @torch.no_grad()
-def look(points: Sequence[Point], allow: tuple[str, ...], root: str | None = None) -> Networks:
+def measure_networks(
+    architectures: Sequence[Architecture], allow: tuple[str, ...], root: str | None = None
+) -> Networks:
     """Opens the first training of each architecture, one at a time."""
-    shown = ladder(points)
+    shown = pictured(architectures)
     data: ImageDataModule | None = None
-    rungs = {}
+    pictures = {}
     per_image: dict[str, dict[str, Tensor]] = {}
-    for point in points:
-        run = load_run(point.folders[0], allow=allow)
+    for architecture in architectures:
+        run = load_run(architecture.folders[0], allow=allow)
         if data is None:
             data = load_data(run.config, root, allow)
         for key, values in elbos(run, data).items():
-            per_image.setdefault(key, {})[point.name] = values
-        if point in shown:
+            per_image.setdefault(key, {})[architecture.name] = values
+        if architecture in shown:
             reconstructions = run.model.reconstruct(
                 data.images("test", IMAGES), torch.Generator().manual_seed(0)
             )
             samples = run.model.mean_image(prior_latents(SAMPLES, run.model.latent_dim))
-            pictures = picture(tile(reconstructions, 4)), picture(tile(samples, 8))
-            rungs[point.name] = Rung(point.name, *pictures)
+            pictures[architecture.name] = Pictures(
+                architecture.name, picture(tile(reconstructions, 4)), picture(tile(samples, 8))
+            )
     assert data is not None
     originals = picture(tile(data.images("test", IMAGES), 4))
-    return Networks(originals, [rungs[point.name] for point in shown], per_image)
+    return Networks(originals, [pictures[each.name] for each in shown], per_image)
 
 
 def elbos(run: Run, data: ImageDataModule) -> dict[str, Tensor]:
@@ -84,16 +87,18 @@ def elbos(run: Run, data: ImageDataModule) -> dict[str, Tensor]:
     return found
 
 
-def with_errors(point: Point, per_image: Mapping[str, Mapping[str, Tensor]]) -> Point:
-    """The point with the errors over images that no evaluation has: of training ELBO and OVERFIT.
+def with_errors(
+    architecture: Architecture, per_image: Mapping[str, Mapping[str, Tensor]]
+) -> Architecture:
+    """The errors over images that no evaluation has go along: of training ELBO and OVERFIT.
 
     From the spread of the first images and the number of all that the mean is over.
     """
     metrics = []
-    for each in point.metrics:
+    for each in architecture.metrics:
         errors = {}
         for key, split in zip((TRAIN.key, *OVERFIT_PARTS), ("train", "train", "test"), strict=True):
-            values = per_image.get(key, {}).get(point.name)
+            values = per_image.get(key, {}).get(architecture.name)
             number = each.get(f"{split}/images")
             if values is not None and number:
                 errors[f"{key}_se"] = values.std().item() / math.sqrt(number)
@@ -101,12 +106,14 @@ def with_errors(point: Point, per_image: Mapping[str, Mapping[str, Tensor]]) -> 
         if None not in parts:
             errors[f"{OVERFIT.key}_se"] = math.hypot(*(part or 0.0 for part in parts))
         metrics.append({**each, **errors})
-    return replace(point, metrics=metrics)
+    return replace(architecture, metrics=metrics)
 
 
-def ladder(points: Sequence[Point]) -> list[Point]:
+def pictured(architectures: Sequence[Architecture]) -> list[Architecture]:
     """Networks of one size each, what is not fully connected, and the largest one grown alone."""
-    chosen = [p for p in points if p.alike or p.encoder is None or p.decoder is None]
+    chosen = [
+        each for each in architectures if each.alike or each.encoder is None or each.decoder is None
+    ]
     for alone in (ENCODER_ALONE, DECODER_ALONE):
-        chosen += [point for point in points if point.ladder == alone][-1:]
+        chosen += [each for each in architectures if each.ladder == alone][-1:]
     return chosen

@@ -12,7 +12,7 @@ from vae.reports.comparison.tables import NOTHING, Cell
 from vae.reports.study.charts import ladders, measure_chart
 from vae.reports.study.comparisons import PAGE_LEVEL, Comparisons
 from vae.reports.study.effects import MARK
-from vae.reports.study.ladder import Point
+from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import MEASURES, SAMPLES, Measure
 from vae.reports.study.networks import Networks
 from vae.reports.study.words import with_error
@@ -20,33 +20,37 @@ from vae.reports.study.words import with_error
 
 def render(comparisons: Comparisons, sentences: dict[str, list[str]], networks: Networks) -> str:
     """The page as text."""
-    points = comparisons.points
-    shown = [m for m in MEASURES if any(p.measured(m.key) for p in points)]
-    first = points[0].metrics[0]
+    architectures = comparisons.architectures
+    shown = [m for m in MEASURES if any(each.measured(m.key) for each in architectures)]
+    first = architectures[0].metrics[0]
     return render_template(
         "study.html",
         [
             {"name": ladder, "colour": run_colour(place)}
-            for place, ladder in enumerate(ladders(points))
+            for place, ladder in enumerate(ladders(architectures))
         ],
         folders=[Path(__file__).parent],
-        points=points,
-        trainings=sorted({len(point.folders) for point in points}),
+        architectures=architectures,
+        trainings=sorted({len(architecture.folders) for architecture in architectures}),
         verdict=sentences,
         comparisons=comparisons.number,
         measures=len(comparisons.measures),
         page_level=f"{PAGE_LEVEL:.0%}",
         mark=MARK,
-        charts=[(m, measure_chart(points, m), dashes(points, m)) for m in shown],
+        charts=[(m, measure_chart(architectures, m), dashes(architectures, m)) for m in shown],
         tables=[
-            (caption, [m.title for m in part], [(point, row(point, part)) for point in points])
+            (
+                caption,
+                [m.title for m in part],
+                [(architecture, row(architecture, part)) for architecture in architectures],
+            )
             for caption, part in (
                 ("ELBO, latents and chain", [m for m in shown if m not in SAMPLES]),
                 ("Samples", [m for m in shown if m in SAMPLES]),
             )
             if part
         ],
-        rungs=networks.rungs,
+        pictures=networks.pictures,
         originals=networks.originals,
         images=IMAGES,
         samples=SAMPLED,
@@ -54,13 +58,13 @@ def render(comparisons: Comparisons, sentences: dict[str, list[str]], networks: 
     )
 
 
-def row(point: Point, shown: Sequence[Measure]) -> list[Cell]:
+def row(architecture: Architecture, shown: Sequence[Measure]) -> list[Cell]:
     """Parameters, trainings and every measure with both errors."""
     cells = [
-        Cell(f"{point.parameters:,}", point.parameters),
-        Cell(str(len(point.folders)), len(point.folders)),
+        Cell(f"{architecture.parameters:,}", architecture.parameters),
+        Cell(str(len(architecture.folders)), len(architecture.folders)),
     ]
-    return cells + [measured_cell(point.measured(measure.key)) for measure in shown]
+    return cells + [measured_cell(architecture.measured(measure.key)) for measure in shown]
 
 
 def measured_cell(measured: Measured | None) -> Cell:
@@ -71,10 +75,10 @@ def measured_cell(measured: Measured | None) -> Cell:
     return Cell(with_error(measured.mean, measured.se), measured.mean, below)
 
 
-def dashes(points: Sequence[Point], measure: Measure) -> str:
+def dashes(architectures: Sequence[Architecture], measure: Measure) -> str:
     """What is dashed in a chart."""
-    floor = points[0].measured(measure.floor) if measure.floor else None
+    floor = architectures[0].measured(measure.floor) if measure.floor else None
     text = f"dashes: {measure.floor_name}, {floor.mean:.4g}" if floor is not None else ""
-    if (ceiling := measure.ceiling(points[0])) is not None:
+    if (ceiling := measure.ceiling(architectures[0])) is not None:
         text += f"; no VAE at this sigma exceeds {ceiling:.1f}"
     return text

@@ -7,104 +7,112 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, LINEAR, Point
+from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, LINEAR, Architecture
 from vae.reports.study.measures import MAIN, TRAIN, Measure
 
 
 class Step(NamedTuple):
     """From one size to the next deeper or wider one, all else alike."""
 
-    a: Point
-    b: Point
+    a: Architecture
+    b: Architecture
     start: int  # hidden layers, or units in each of them
     end: int
     at: int  # units, or hidden layers
 
 
-def linear_point(points: Sequence[Point]) -> Point | None:
-    return next((point for point in points if point.ladder == LINEAR), None)
+def linear_networks(architectures: Sequence[Architecture]) -> Architecture | None:
+    return next((each for each in architectures if each.ladder == LINEAR), None)
 
 
-def alike(points: Sequence[Point]) -> list[Point]:
+def alike(architectures: Sequence[Architecture]) -> list[Architecture]:
     """Encoder and decoder fully connected and of one size, linear ones included."""
-    return [point for point in points if point.alike]
+    return [each for each in architectures if each.alike]
 
 
-def others(points: Sequence[Point]) -> list[Point]:
+def others(architectures: Sequence[Architecture]) -> list[Architecture]:
     """Networks that are not fully connected."""
-    return [point for point in points if point.encoder is None or point.decoder is None]
+    return [each for each in architectures if each.encoder is None or each.decoder is None]
 
 
-def over_linear(points: Sequence[Point]) -> list[tuple[Point, Point]]:
+def over_linear(architectures: Sequence[Architecture]) -> list[tuple[Architecture, Architecture]]:
     """Linear networks against each size with hidden layers."""
-    linear = linear_point(points)
-    return [(linear, p) for p in alike(points) if p is not linear] if linear else []
+    linear = linear_networks(architectures)
+    return [(linear, each) for each in alike(architectures) if each is not linear] if linear else []
 
 
-def depth_steps(points: Sequence[Point]) -> list[Step]:
+def depth_steps(architectures: Sequence[Architecture]) -> list[Step]:
     """At each width from no hidden layer to one, and on to the next depth that was trained."""
-    linear, columns = linear_point(points), by_width(points)
+    linear, columns = linear_networks(architectures), by_width(architectures)
     steps = []
     for width, column in columns.items():
-        rungs = ([(0, linear)] if linear else []) + sorted(column.items())
-        steps += [Step(a, b, low, high, width) for (low, a), (high, b) in pairwise(rungs)]
+        sizes = ([(0, linear)] if linear else []) + sorted(column.items())
+        steps += [Step(a, b, low, high, width) for (low, a), (high, b) in pairwise(sizes)]
     return steps
 
 
-def width_steps(points: Sequence[Point]) -> list[Step]:
+def width_steps(architectures: Sequence[Architecture]) -> list[Step]:
     """At each depth from one width to the next."""
-    columns = by_width(points)
+    columns = by_width(architectures)
     depths = sorted({depth for column in columns.values() for depth in column})
     steps = []
     for depth in depths:
-        rungs = [(width, column[depth]) for width, column in columns.items() if depth in column]
-        steps += [Step(a, b, low, high, depth) for (low, a), (high, b) in pairwise(rungs)]
+        sizes = [(width, column[depth]) for width, column in columns.items() if depth in column]
+        steps += [Step(a, b, low, high, depth) for (low, a), (high, b) in pairwise(sizes)]
     return steps
 
 
-def by_width(points: Sequence[Point]) -> dict[int, dict[int, Point]]:
+def by_width(architectures: Sequence[Architecture]) -> dict[int, dict[int, Architecture]]:
     """Sizes with hidden layers by width and depth, widths ascending."""
-    found: dict[int, dict[int, Point]] = {}
-    for p in sorted(alike(points), key=lambda p: p.encoder or (0, 0)):
-        if p.encoder is not None and p.encoder.depth:
-            found.setdefault(p.encoder.width, {})[p.encoder.depth] = p
+    found: dict[int, dict[int, Architecture]] = {}
+    for each in sorted(alike(architectures), key=lambda each: each.encoder or (0, 0)):
+        if each.encoder is not None and each.encoder.depth:
+            found.setdefault(each.encoder.width, {})[each.encoder.depth] = each
     return dict(sorted(found.items()))
 
 
-def alone(points: Sequence[Point]) -> list[tuple[Point, Point]]:
+def alone(architectures: Sequence[Architecture]) -> list[tuple[Architecture, Architecture]]:
     """Linear networks against those whose encoder alone, or decoder alone, has hidden layers."""
-    linear = linear_point(points)
-    grown = [p for p in points if p.ladder in (ENCODER_ALONE, DECODER_ALONE)]
-    return [(linear, p) for p in grown] if linear else []
+    linear = linear_networks(architectures)
+    grown = [each for each in architectures if each.ladder in (ENCODER_ALONE, DECODER_ALONE)]
+    return [(linear, each) for each in grown] if linear else []
 
 
-def encoder_against_decoder(points: Sequence[Point]) -> list[tuple[Point, Point]]:
+def encoder_against_decoder(
+    architectures: Sequence[Architecture],
+) -> list[tuple[Architecture, Architecture]]:
     """One of them alone against the other alone, at equal sizes."""
-    decoders = {p.decoder: p for p in points if p.ladder == DECODER_ALONE}
-    encoders = [p for p in points if p.ladder == ENCODER_ALONE and p.encoder in decoders]
-    return [(p, decoders[p.encoder]) for p in encoders]
+    decoders = {each.decoder: each for each in architectures if each.ladder == DECODER_ALONE}
+    encoders = [
+        each for each in architectures if each.ladder == ENCODER_ALONE and each.encoder in decoders
+    ]
+    return [(each, decoders[each.encoder]) for each in encoders]
 
 
-def other_over_larger(points: Sequence[Point]) -> list[tuple[Point, Point]]:
+def other_over_larger(
+    architectures: Sequence[Architecture],
+) -> list[tuple[Architecture, Architecture]]:
     """Sizes with at least as many parameters, or else the largest, against each other network."""
     pairs = []
-    for b in others(points):
-        sizes = alike(points)
+    for b in others(architectures):
+        sizes = alike(architectures)
         larger = [a for a in sizes if a.parameters >= b.parameters] or sizes[-1:]
         pairs += [(a, b) for a in larger]
     return pairs
 
 
-def planned(measure: Measure, points: Sequence[Point]) -> list[tuple[Point, Point]]:
+def planned(
+    measure: Measure, architectures: Sequence[Architecture]
+) -> list[tuple[Architecture, Architecture]]:
     """The comparisons by a measure, each once: one hidden layer against none is in two lists."""
-    steps = [(s.a, s.b) for s in (*depth_steps(points), *width_steps(points))]
+    steps = [(s.a, s.b) for s in (*depth_steps(architectures), *width_steps(architectures))]
     if measure is TRAIN:
         pairs = steps
     elif measure in MAIN:
         pairs = [
-            *(*over_linear(points), *steps, *alone(points)),
-            *(*encoder_against_decoder(points), *other_over_larger(points)),
+            *(*over_linear(architectures), *steps, *alone(architectures)),
+            *(*encoder_against_decoder(architectures), *other_over_larger(architectures)),
         ]
     else:
-        pairs = over_linear(points)
+        pairs = over_linear(architectures)
     return list({(a.name, b.name): (a, b) for a, b in pairs}.values())

@@ -7,7 +7,7 @@ from vae.reports.comparison.words import listed
 from vae.reports.study.comparisons import Comparisons
 from vae.reports.study.effects import MARK, depth_or_width, encoder_or_decoder
 from vae.reports.study.fitting import length_of_training, overfitting, trained_too_little
-from vae.reports.study.ladder import Point
+from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import GAP, GENERATIVE, MAIN, Measure
 from vae.reports.study.planned import (
     alike,
@@ -34,9 +34,9 @@ def verdict(found: Comparisons) -> dict[str, list[str]]:
         "Encoder or decoder?": [t for m in main if (t := encoder_or_decoder(found, m))],
         "Other networks": other_networks(found, main),
         "Over-fitting": [*overfitting(found), *trained_too_little(found)],
-        "Chain": without_limit(found.points),
+        "Chain": without_limit(found.architectures),
         "Inference": [growth_sentence(found, GAP)] if GAP in found.measures else [],
-        "Length of training": length_of_training(found.points),
+        "Length of training": length_of_training(found.architectures),
     }
     sentences["Suggestive, not decided"] = suggestive(found)
     sentences["Not decided"] = undecided(found, flat, sentences)
@@ -70,7 +70,7 @@ def signs_over_linear(found: Comparisons, measure: Measure) -> dict[str, int]:
     """1 where a size is decidedly better than linear networks, −1 worse, else 0; by name."""
     return {
         b.name: found.sign(measure, a, b)
-        for a, b in over_linear(found.points)
+        for a, b in over_linear(found.architectures)
         if a.measured(measure.key) and b.measured(measure.key)
     }
 
@@ -83,9 +83,9 @@ def growth_sentence(found: Comparisons, measure: Measure) -> str:
     linear, signs = found.linear, signs_over_linear(found, measure)
     if linear is None or not signs:
         return f"{measure.title}: {UNDECIDED}, there is nothing to compare with linear networks."
-    sizes = [point for point in found.points if point.name in signs]
+    sizes = [each for each in found.architectures if each.name in signs]
     better, worse, neither = (
-        [point for point in sizes if signs[point.name] == sign] for sign in (1, -1, 0)
+        [each for each in sizes if signs[each.name] == sign] for sign in (1, -1, 0)
     )
     if not better and not worse:
         return (
@@ -94,10 +94,10 @@ def growth_sentence(found: Comparisons, measure: Measure) -> str:
         )
     parts = []
     if better:
-        best = max(better, key=lambda point: found.goodness(measure, point))
+        best = max(better, key=lambda each: found.goodness(measure, each))
         parts.append(f"{which(better, sizes)} better than linear{extreme(measure, better, best)}")
     if worse:
-        worst = min(worse, key=lambda point: found.goodness(measure, point))
+        worst = min(worse, key=lambda each: found.goodness(measure, each))
         none = "" if better else " than linear and none is better"
         parts.append(f"{which(worse, sizes)} worse{none}{extreme(measure, worse, worst, 'worst')}")
     if neither:
@@ -105,29 +105,36 @@ def growth_sentence(found: Comparisons, measure: Measure) -> str:
     return f"{measure.title}: {at(measure, linear)}; {'; '.join(parts)}."
 
 
-def extreme(measure: Measure, some: Sequence[Point], point: Point, word: str = "best") -> str:
-    """The figure of the best or worst of these, by the mean."""
-    if len(some) == 1:
-        return f", {measured(measure, point)}"
-    return f", by the mean {word} {at(measure, point)}"
+def extreme(
+    measure: Measure, sizes: Sequence[Architecture], architecture: Architecture, word: str = "best"
+) -> str:
+    """The value of the best or worst of these sizes, by the mean."""
+    if len(sizes) == 1:
+        return f", {measured(measure, architecture)}"
+    return f", by the mean {word} {at(measure, architecture)}"
 
 
-def which(some: Sequence[Point], sizes: Sequence[Point]) -> str:
+def which(chosen: Sequence[Architecture], sizes: Sequence[Architecture]) -> str:
     """`2 × 64 is`, `6 of 9 sizes are`."""
-    if len(some) > 3:
-        return f"{len(some)} of {len(sizes)} sizes are"
-    return f"{names(some)} {'are' if len(some) > 1 else 'is'}"
+    if len(chosen) > 3:
+        return f"{len(chosen)} of {len(sizes)} sizes are"
+    return f"{names(chosen)} {'are' if len(chosen) > 1 else 'is'}"
 
 
-def measured(measure: Measure, point: Point) -> str:
-    value = point.measured(measure.key)
+def measured(measure: Measure, architecture: Architecture) -> str:
+    value = architecture.measured(measure.key)
     assert value is not None
     return value_text(value)
 
 
-def at(measure: Measure, point: Point) -> str:
+def at(measure: Measure, architecture: Architecture) -> str:
     """`194.0 ± 0.4 at linear (76,112 parameters)`."""
-    return f"{measured(measure, point)} at {point.name} ({point.parameters:,} parameters)"
+    return f"{measured(measure, architecture)} at {sized(architecture)}"
+
+
+def sized(architecture: Architecture) -> str:
+    """`linear (76,112 parameters)`."""
+    return f"{architecture.name} ({architecture.parameters:,} parameters)"
 
 
 # --- the rest -------------------------------------------------------------------------------------
@@ -136,36 +143,38 @@ def at(measure: Measure, point: Point) -> str:
 def other_networks(found: Comparisons, measures: Sequence[Measure]) -> list[str]:
     """What is not fully connected against the sizes with as many parameters or more."""
     sentences = []
-    for point in others(found.points):
+    for architecture in others(found.architectures):
         texts = []
         for measure in measures:
             signs = {
                 a.name: found.sign(measure, a, b)
-                for a, b in other_over_larger(found.points)
-                if b is point and a.measured(measure.key) and b.measured(measure.key)
+                for a, b in other_over_larger(found.architectures)
+                if b is architecture and a.measured(measure.key) and b.measured(measure.key)
             }
             words = ((1, "better than"), (-1, "worse than"), (0, f"{UNDECIDED} against"))
             parts = [
-                f"{word} {listed(some)}"
+                f"{word} {listed(chosen)}"
                 for sign, word in words
-                if (some := [name for name in signs if signs[name] == sign])
+                if (chosen := [name for name in signs if signs[name] == sign])
             ]
             if parts:
-                texts.append(f"by {measure.title} ({measured(measure, point)}) {', '.join(parts)}")
+                texts.append(
+                    f"by {measure.title} ({measured(measure, architecture)}) {', '.join(parts)}"
+                )
         if texts:
             sentences.append(
-                f"{point.name} ({point.parameters:,} parameters) against the fully connected sizes "
-                f"with more: {'; '.join(texts)}."
+                f"{sized(architecture)} against the fully connected sizes with more: "
+                f"{'; '.join(texts)}."
             )
     return sentences
 
 
-def without_limit(points: Sequence[Point]) -> list[str]:
+def without_limit(architectures: Sequence[Architecture]) -> list[str]:
     """Architectures whose chain decode → encode has no limit, and in how many trainings."""
     counts = {
-        point.name: f"{number} of {len(point.metrics)}"
-        for point in points
-        if (number := sum(metrics.get("chain/has_limit") == 0 for metrics in point.metrics))
+        architecture.name: f"{number} of {len(architecture.metrics)}"
+        for architecture in architectures
+        if (number := sum(metrics.get("chain/has_limit") == 0 for metrics in architecture.metrics))
     }
     if not counts:
         return []
@@ -177,13 +186,13 @@ def without_limit(points: Sequence[Point]) -> list[str]:
 
 def suggestive(found: Comparisons) -> list[str]:
     """Differences that would be decided alone, and are not among all of their measure."""
-    open_ones = {m: some for m in found.measures if (some := found.suggestive(m))}
-    if not open_ones:
+    by_measure = {m: differences for m in found.measures if (differences := found.suggestive(m))}
+    if not by_measure:
         return []
-    number = sum(map(len, open_ones.values()))
+    number = sum(map(len, by_measure.values()))
     texts = []
-    for measure in (m for m in MAIN if m in open_ones) if set(MAIN) & set(open_ones) else open_ones:
-        largest = max(open_ones[measure], key=lambda each: abs(each.difference.mean))
+    for measure in [m for m in MAIN if m in by_measure] or by_measure:
+        largest = max(by_measure[measure], key=lambda each: abs(each.difference.mean))
         texts.append(
             f"{measure.title} {difference_text(largest.difference)} from {largest.a.name} to "
             f"{largest.b.name}"
@@ -195,33 +204,37 @@ def suggestive(found: Comparisons) -> list[str]:
 
 
 def undecided(
-    found: Comparisons, growth: Sequence[Measure], said: dict[str, list[str]]
+    found: Comparisons, flat: Sequence[Measure], sentences: dict[str, list[str]]
 ) -> list[str]:
-    """What these trainings leave open."""
-    sentences = []
-    if growth:
-        titles = listed([measure.title for measure in growth])
-        sentences.append(f"Whether these change with complexity: {titles}.")
+    """What these trainings leave open: measures that are flat, and what `sentences` mark."""
+    texts = []
+    if flat:
+        titles = listed([measure.title for measure in flat])
+        texts.append(f"Whether these change with complexity: {titles}.")
     for measure in (m for m in MAIN if m in found.measures):
         near = undecided_neighbours(found, measure)
         if near:
-            sentences.append(f"Which is better by {measure.title}: {names(near)}.")
-    marked = sum(text.count(MARK) for texts in said.values() for text in texts)
+            texts.append(f"Which is better by {measure.title}: {names(near)}.")
+    marked = sum(text.count(MARK) for group in sentences.values() for text in group)
     if marked:
-        sentences.append(f"The {marked} differences above that are marked {MARK}.")
-    if all(len(point.folders) < 2 for point in found.points):
-        sentences.append(
+        texts.append(f"The {marked} differences above that are marked {MARK}.")
+    if all(len(architecture.folders) < 2 for architecture in found.architectures):
+        texts.append(
             "Anything: each architecture was trained once, and how trainings with other seeds "
             "differ is not known."
         )
-    return sentences
+    return texts
 
 
-def undecided_neighbours(found: Comparisons, measure: Measure) -> list[Point]:
+def undecided_neighbours(found: Comparisons, measure: Measure) -> list[Architecture]:
     """The size with the best mean and those that are a step from it and not decided against it."""
-    steps = (*depth_steps(found.points), *width_steps(found.points))
-    sizes = [point for point in alike(found.points) if point.measured(measure.key)]
-    best = max(sizes, key=lambda point: found.goodness(measure, point), default=None)
+    steps = (*depth_steps(found.architectures), *width_steps(found.architectures))
+    sizes = [
+        architecture
+        for architecture in alike(found.architectures)
+        if architecture.measured(measure.key)
+    ]
+    best = max(sizes, key=lambda each: found.goodness(measure, each), default=None)
     near = [
         step.b if step.a is best else step.a
         for step in steps

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from vae.reports.comparison.statistics import Difference, Measured
 from vae.reports.comparison.words import listed
-from vae.reports.study.ladder import Point
+from vae.reports.study.ladder import Architecture
 
 UNDECIDED = "not decided"
 
@@ -30,5 +30,5 @@ def difference_text(found: Difference, sign: str = "+") -> str:
     return with_error(found.mean, found.se, sign)
 
 
-def names(points: Sequence[Point]) -> str:
-    return listed([point.name for point in points])
+def names(architectures: Sequence[Architecture]) -> str:
+    return listed([architecture.name for architecture in architectures])

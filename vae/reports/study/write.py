@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vae.reports.study.comparisons import Comparisons
-from vae.reports.study.ladder import Point, read_points
+from vae.reports.study.ladder import Architecture, read_architectures
 from vae.reports.study.measures import COMPARED, MEASURES
-from vae.reports.study.networks import look, with_errors
+from vae.reports.study.networks import measure_networks, with_errors
 from vae.reports.study.page import render, row
 from vae.reports.study.verdict import verdict
 from vae.runs.errors import RunError
@@ -17,31 +17,33 @@ from vae.runs.files import atomic_write, write_json
 
 def write_study(settings: dict[str, Any]) -> tuple[Path, dict[str, list[str]]]:
     """The page's path and the verdict; UserError for runs that make no study."""
-    points = read_points(settings["runs"])
-    networks = look(points, tuple(settings["allow"]), settings["data"]["root"])
-    points = [with_errors(point, networks.per_image) for point in points]
-    comparisons = Comparisons(points, COMPARED, networks.per_image)
+    architectures = read_architectures(settings["runs"])
+    networks = measure_networks(architectures, tuple(settings["allow"]), settings["data"]["root"])
+    architectures = [
+        with_errors(architecture, networks.per_image) for architecture in architectures
+    ]
+    comparisons = Comparisons(architectures, COMPARED, networks.per_image)
     sentences = verdict(comparisons)
     page = render(comparisons, sentences, networks)
     out = Path(settings["out"])
     try:
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "study.html", page)
-        atomic_write(out / "study.md", markdown(points))
+        atomic_write(out / "study.md", markdown(architectures))
         write_json(out / "study.json", as_json(comparisons, sentences))
     except OSError as error:
         raise RunError(f"out={out}: the page cannot be written ({error.strerror})") from error
     return out / "study.html", sentences
 
 
-def markdown(points: Sequence[Point]) -> str:
+def markdown(architectures: Sequence[Architecture]) -> str:
     """The page's table; the standard deviation over trainings in brackets."""
-    shown = [m for m in MEASURES if any(p.measured(m.key) for p in points)]
+    shown = [m for m in MEASURES if any(each.measured(m.key) for each in architectures)]
     heads = ["architecture", "parameters", "trainings", *(measure.title for measure in shown)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for point in points:
-        cells = [c.text + (f" ({c.below})" if c.below else "") for c in row(point, shown)]
-        lines.append("| " + " | ".join([point.name, *cells]) + " |")
+    for architecture in architectures:
+        cells = [c.text + (f" ({c.below})" if c.below else "") for c in row(architecture, shown)]
+        lines.append("| " + " | ".join([architecture.name, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -65,16 +67,18 @@ def as_json(comparisons: Comparisons, sentences: dict[str, list[str]]) -> dict[s
         },
         "points": [
             {
-                "name": point.name,
-                "ladder": point.ladder,
-                "encoder": point.encoder,
-                "decoder": point.decoder,
-                "parameters": point.parameters,
-                "folders": [str(folder) for folder in point.folders],
+                "name": architecture.name,
+                "ladder": architecture.ladder,
+                "encoder": architecture.encoder,
+                "decoder": architecture.decoder,
+                "parameters": architecture.parameters,
+                "folders": [str(folder) for folder in architecture.folders],
                 "metrics": {
-                    m.key: known._asdict() for m in MEASURES if (known := point.measured(m.key))
+                    m.key: known._asdict()
+                    for m in MEASURES
+                    if (known := architecture.measured(m.key))
                 },
             }
-            for point in comparisons.points
+            for architecture in comparisons.architectures
         ],
     }
