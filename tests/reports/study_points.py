@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from vae.reports.study.comparisons import Comparisons
-from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, Architecture, Layers
+from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import COMPARED
+from vae.reports.study.sizes import DECODER_ALONE, ENCODER_ALONE, Layers
 
 SPREAD = (-0.3, 0.0, 0.3)  # of three trainings
 SIZES = [(0, 0), (1, 8), (1, 64), (2, 8), (2, 64)]
@@ -19,7 +20,7 @@ def architecture(
 
     Other ladders than those of the encoder or decoder alone are networks not fully connected.
     """
-    layers, none = Layers(depth, width if depth else 0), Layers(0, 0)
+    layers, none = Layers((width,) * depth), Layers(())
     sides = {ENCODER_ALONE: (layers, none), DECODER_ALONE: (none, layers), "": (layers, layers)}
     encoder, decoder = sides.get(ladder, (None, None))
     columns = {key.replace("__", "/"): value for key, value in values.items()}

@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, composed, run_vae, settings
 from study_points import architecture, around, compared, grid
-from test_sweep import write_run
 
 from vae.compare import compare
 from vae.evaluate import evaluate
 from vae.reports.study.charts import measure_chart
 from vae.reports.study.effects import depth_or_width, encoder_or_decoder
 from vae.reports.study.fitting import overfitting, trained_too_little
-from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, read_architectures
 from vae.reports.study.measures import ELBO, MEASURES, OVERFIT, SAMPLES, TRAIN
+from vae.reports.study.sizes import DECODER_ALONE, ENCODER_ALONE
 from vae.reports.study.verdict import growth_sentence, other_networks, verdict
 from vae.reports.study.words import with_error
-from vae.runs.errors import UserError
 
 # --- what the sentences say -----------------------------------------------------------------------
 
@@ -183,60 +181,6 @@ def test_numbers_have_the_digits_of_their_errors():
 
 
 # --- from folders ---------------------------------------------------------------------------------
-
-
-def write_study(folder: Path, runs: list[list[str]]) -> Path:
-    """Finished runs with these overrides, without networks."""
-    for i, overrides in enumerate(runs):
-        run = folder / str(i)
-        write_run(run, settings(*overrides), overrides, 100.0 + i)
-        sizes = {"model/encoder_parameters": 1000 * (i + 1), "model/decoder_parameters": 1}
-        metrics = json.loads((run / "metrics.json").read_text()) | sizes
-        (run / "metrics.json").write_text(json.dumps(metrics))
-        (run / "checkpoints").mkdir()
-        (run / "checkpoints" / "best.ckpt").touch()
-    return folder
-
-
-def test_points_by_architecture_and_seed(tmp_path: Path):
-    """One architecture under two names is one; a seed counts once."""
-    runs = [
-        ["model=baseline", "seed=0"],
-        ["model=baseline", "seed=1"],
-        ["model=mlp", "model.depth=0", "seed=0"],
-        ["model=mlp_2x64", "seed=0"],
-        ["model=mlp", "model.width=64", "model.decoder.depth=0", "seed=0"],
-        ["model=conv", "seed=0"],
-    ]
-    architectures = read_architectures(str(write_study(tmp_path, runs)))
-    assert {p.name: len(p.folders) for p in architectures} == {
-        "linear": 2,
-        "2 × 64": 1,
-        "encoder 2 × 64": 1,
-        "conv": 1,
-    }
-
-
-@pytest.mark.parametrize(
-    ("overrides", "problem"),
-    [
-        (["model=deep", "model.sigma=0.5"], r"model\.sigma differs: 0\.25, 0\.5"),
-        (["model=deep", "trainer.max_epochs=7"], r"trainer\.max_epochs differs: 30, 7"),
-    ],
-)
-def test_runs_that_differ_in_more_than_their_networks_are_refused(
-    tmp_path: Path, overrides: list[str], problem: str
-):
-    write_study(tmp_path, [["model=baseline"], overrides])
-    with pytest.raises(UserError, match=problem):
-        read_architectures(str(tmp_path))
-
-
-def test_one_size_with_two_activations_is_no_single_architecture(tmp_path: Path):
-    relu = ["model.encoder.activation=relu", "seed=1"]
-    write_study(tmp_path, [["model=baseline"], ["model=mlp_1x64"], ["model=mlp_1x64", *relu]])
-    with pytest.raises(UserError, match=r"encoder\.activation differs at 1 × 64: relu, silu"):
-        read_architectures(str(tmp_path))
 
 
 @pytest.mark.slow

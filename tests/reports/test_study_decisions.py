@@ -20,7 +20,6 @@ from vae.reports.study.comparisons import (
     typical_variance,
 )
 from vae.reports.study.effects import depth_or_width
-from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE
 from vae.reports.study.measures import (
     COMPARED,
     ELBO,
@@ -32,6 +31,7 @@ from vae.reports.study.measures import (
     Measure,
 )
 from vae.reports.study.planned import depth_steps, planned, width_steps
+from vae.reports.study.sizes import DECODER_ALONE, ENCODER_ALONE
 from vae.reports.study.verdict import growth_sentence, verdict
 
 # --- one difference -------------------------------------------------------------------------------

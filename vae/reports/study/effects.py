@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from vae.reports.comparison.words import listed
 from vae.reports.study.comparisons import Comparisons
-from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, Architecture, Layers
+from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import ELBO, Measure
 from vae.reports.study.planned import depth_steps, width_steps
+from vae.reports.study.sizes import DECODER_ALONE, ENCODER_ALONE, Layers, size_text
 from vae.reports.study.words import UNDECIDED, difference_text
 
 MARK = "*"  # of a difference that is not decided
@@ -82,7 +83,8 @@ def encoder_or_decoder(found: Comparisons, measure: Measure) -> str:
     linear = found.linear
     encoders = {each.encoder: each for each in found.architectures if each.ladder == ENCODER_ALONE}
     decoders = {each.decoder: each for each in found.architectures if each.ladder == DECODER_ALONE}
-    shared = sorted(size for size in encoders if size is not None and size in decoders)
+    shared = [size for size in encoders if size is not None and size in decoders]
+    shared.sort(key=lambda size: (size.depth, size.widths))
     if linear is None or not shared or linear.measured(measure.key) is None:
         return ""
     alone: list[list[Effect]] = []
@@ -92,7 +94,7 @@ def encoder_or_decoder(found: Comparisons, measure: Measure) -> str:
             return ""
         alone.append([each for each in effects if each is not None])
     by_encoder, by_decoder = alone
-    layers = listed([f"{size.depth} × {size.width}" for size in shared])
+    layers = listed([size_text(size.widths) for size in shared])
     text = (
         f"{changes(measure)}, from linear to {layers}: the encoder alone "
         f"{summary(by_encoder)}, {listed([e.text for e in by_encoder])}; the decoder alone "

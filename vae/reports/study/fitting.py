@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from vae.reports.comparison.words import listed
 from vae.reports.study.comparisons import Comparisons
-from vae.reports.study.ladder import LINEAR, Architecture
+from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import ELBO, OVERFIT, OVERFIT_PARTS, TRAIN
 from vae.reports.study.planned import depth_steps, over_linear, width_steps
+from vae.reports.study.sizes import LINEAR
 from vae.reports.study.words import UNDECIDED, difference_text, names
 
 

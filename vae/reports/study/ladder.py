@@ -7,28 +7,25 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vae.reports.comparison.selection import run_folders
 from vae.reports.comparison.statistics import Measured
+from vae.reports.study.sizes import (
+    LINEAR,
+    Layers,
+    canonical,
+    name_and_ladder,
+    name_architectures,
+    require_alike,
+    require_sizes_alone,
+    sizes,
+)
 from vae.reports.sweep.runs import SweepRun, read_run
 from vae.runs.errors import UserError
 from vae.runs.files import read_json
+from vae.runs.identity import group_trainings
 from vae.runs.keys import select
-
-# What all runs of a study have in common, but for their networks.
-ALIKE = (
-    *("data.name", "data.pixels", "data.val_size", "data.val_seed", "data.batch_size"),
-    *("model.latent_dim", "model.sigma", "objective", "optimizer", "trainer.max_epochs"),
-)
-LINEAR, ENCODER_ALONE, DECODER_ALONE = "linear", "encoder alone", "decoder alone"
-
-
-class Layers(NamedTuple):
-    """Hidden layers of a fully connected network; depth 0 is a linear one."""
-
-    depth: int
-    width: int  # of the widest; 0 at depth 0
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,10 @@ class Architecture:
 
     @property
     def alike(self) -> bool:
-        """Whether encoder and decoder are fully connected and of one size."""
-        return self.encoder is not None and self.encoder == self.decoder
+        """Whether encoder and decoder are fully connected and of one size: linear, or with hidden
+        layers."""
+        same = self.encoder is not None and self.encoder == self.decoder
+        return same and (self.ladder == LINEAR or bool(self.encoder and self.encoder.depth))
 
     def measured(self, key: str) -> Measured | None:
         """Mean over trainings, with both errors; None where a training lacks the metric."""
@@ -73,9 +72,11 @@ def number(value: Any) -> float | None:
 def read_architectures(named: Sequence[str] | str) -> list[Architecture]:
     """The architectures of run folders and sweep folders, by their number of parameters.
 
-    Two runs of one architecture and one seed are one training, whatever they are called. Raises
-    UserError for runs without metrics and for runs that differ in more than their networks.
+    Runs that differ in the seed alone are trainings of one architecture, whatever they are called;
+    of two with the same seed the first counts. Raises UserError for runs without metrics and for
+    runs that differ in more than their networks.
     """
+    # 1. The runs, and whether they make a study.
     folders = [
         folder
         for name in ([named] if isinstance(named, str) else named)
@@ -85,42 +86,34 @@ def read_architectures(named: Sequence[str] | str) -> list[Architecture]:
     if unfinished:
         raise UserError(*(f"runs: {folder} has no metrics.json" for folder in unfinished))
     runs = {folder: read_run(folder.parent, folder) for folder in folders}
-    require_alike(list(runs.values()))
-    groups: dict[tuple[str, str], dict[Any, Path]] = {}
-    for folder, run in runs.items():
-        key = name_and_ladder(run.settings)
-        groups.setdefault(key, {}).setdefault(run.settings.get("seed"), folder)
-    architectures = []
-    for (name, ladder), seeds in groups.items():
-        chosen = [seeds[seed] for seed in sorted(seeds, key=str)]
-        require_one_kind(name, [runs[folder].settings for folder in chosen])
-        encoder, decoder = sizes(runs[chosen[0]].settings)
-        metrics = [
-            {**runs[folder].metrics, **evaluation_metrics(folder, runs[folder])}
-            for folder in chosen
-        ]
-        architectures.append(Architecture(name, ladder, encoder, decoder, chosen, metrics))
-    if len(architectures) < 2:
+    settings = {folder: canonical(run.settings) for folder, run in runs.items()}
+    require_alike(list(settings.values()))
+    # 2. The trainings of each architecture, by seed.
+    groups = [
+        first_of_each_seed([list(runs)[i] for i in indices], settings)
+        for indices in group_trainings(list(settings.values()))
+    ]
+    firsts = [settings[group[0]] for group in groups]
+    require_sizes_alone(firsts)
+    if len(groups) < 2:
         raise UserError("runs: a study needs runs of at least two architectures")
-    return sorted(architectures, key=lambda each: each.parameters)
+    # 3. Their names, sizes and metrics.
+    found = []
+    names = name_architectures(firsts, [str(group[0]) for group in groups])
+    for name, first, group in zip(names, firsts, groups, strict=True):
+        metrics = [{**runs[each].metrics, **evaluation_metrics(each, runs[each])} for each in group]
+        found.append(Architecture(name, name_and_ladder(first)[1], *sizes(first), group, metrics))
+    return sorted(found, key=lambda each: each.parameters)
 
 
-def require_alike(runs: Sequence[SweepRun]) -> None:
-    problems = []
-    for key in ALIKE:
-        values = {str(select(run.settings, key)) for run in runs}
-        if len(values) > 1:
-            problems.append(f"runs: {key} differs: {', '.join(sorted(values))[:200]}")
-    if problems:
-        raise UserError(*problems)
-
-
-def require_one_kind(name: str, settings: Sequence[Mapping[str, Any]]) -> None:
-    """Networks of one depth and width are one architecture where the rest of them is alike too."""
-    for key in ("encoder.activation", "encoder.log_sd_range", "decoder.activation"):
-        values = {str(select(each, f"model.{key}")) for each in settings}
-        if len(values) > 1 and name != LINEAR:
-            raise UserError(f"runs: model.{key} differs at {name}: {', '.join(sorted(values))}")
+def first_of_each_seed(
+    folders: Sequence[Path], settings: Mapping[Path, Mapping[str, Any]]
+) -> list[Path]:
+    """Folders by their seed; two runs with one seed are one training."""
+    seeds: dict[Any, Path] = {}
+    for folder in folders:
+        seeds.setdefault(settings[folder].get("seed"), folder)
+    return [seeds[seed] for seed in sorted(seeds, key=str)]
 
 
 def evaluation_metrics(folder: Path, run: SweepRun) -> dict[str, Any]:
@@ -151,38 +144,3 @@ def evaluation_metrics(folder: Path, run: SweepRun) -> dict[str, Any]:
     if sigma and isinstance(shape, list) and select(run.settings, "data.pixels") == "grey":
         found["cap/elbo"] = -math.prod(shape) / 2 * math.log(2 * math.pi * sigma**2)
     return found | {"active": metrics.get("active")}
-
-
-def sizes(settings: Mapping[str, Any]) -> tuple[Layers | None, Layers | None]:
-    return layers(select(settings, "model.encoder")), layers(select(settings, "model.decoder"))
-
-
-def layers(network: Any) -> Layers | None:
-    """Depth and width of this project's fully connected networks."""
-    known = ("vae.models.Encoder", "vae.models.Decoder")
-    if not isinstance(network, Mapping) or network.get("_target_") not in known:
-        return None
-    hidden = network.get("hidden")
-    if isinstance(hidden, list) and hidden:
-        return Layers(len(hidden), max(hidden))
-    depth = network.get("depth") or 0
-    return Layers(depth, network["width"]) if depth else Layers(0, 0)
-
-
-def name_and_ladder(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """What an architecture is called, and the line of the charts that it is on."""
-    model = str(select(settings, "model.name"))
-    encoder, decoder = sizes(settings)
-    if encoder is None or decoder is None:
-        return model, model
-    if encoder == decoder:
-        if not encoder.depth:
-            return LINEAR, LINEAR
-        plural = "s" if encoder.depth > 1 else ""
-        return f"{encoder.depth} × {encoder.width}", f"{encoder.depth} hidden layer{plural}"
-    if not decoder.depth:
-        return f"encoder {encoder.depth} × {encoder.width}", ENCODER_ALONE
-    if not encoder.depth:
-        return f"decoder {decoder.depth} × {decoder.width}", DECODER_ALONE
-    shown = f"{encoder.depth} × {encoder.width} / {decoder.depth} × {decoder.width}"
-    return shown, "unequal sizes"

@@ -15,8 +15,9 @@ from vae.plots.images import tile
 from vae.reports.comparison.measure import IMAGES, SAMPLES, elbo_terms
 from vae.reports.comparison.page import picture
 from vae.reports.comparison.sigma import refit
-from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, Architecture
+from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import ELBO, OVERFIT, OVERFIT_PARTS, REFITTED, TRAIN
+from vae.reports.study.sizes import DECODER_ALONE, ENCODER_ALONE
 from vae.runs.folder import Run, load_data, load_run
 
 SHARED_IMAGES = 1000  # of a split, that say how two architectures' ELBOs go together

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from vae.reports.study.ladder import DECODER_ALONE, ENCODER_ALONE, LINEAR, Architecture
+from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import MAIN, TRAIN, Measure
+from vae.reports.study.sizes import DECODER_ALONE, ENCODER_ALONE, LINEAR
 
 
 class Step(NamedTuple):
@@ -63,10 +64,10 @@ def width_steps(architectures: Sequence[Architecture]) -> list[Step]:
 
 
 def by_width(architectures: Sequence[Architecture]) -> dict[int, dict[int, Architecture]]:
-    """Sizes with hidden layers by width and depth, widths ascending."""
+    """Sizes with hidden layers of one width by width and depth, widths ascending."""
     found: dict[int, dict[int, Architecture]] = {}
-    for each in sorted(alike(architectures), key=lambda each: each.encoder or (0, 0)):
-        if each.encoder is not None and each.encoder.depth:
+    for each in alike(architectures):
+        if each.encoder is not None and each.encoder.width:
             found.setdefault(each.encoder.width, {})[each.encoder.depth] = each
     return dict(sorted(found.items()))
 

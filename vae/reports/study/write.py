@@ -10,6 +10,7 @@ from vae.reports.study.ladder import Architecture, read_architectures
 from vae.reports.study.measures import COMPARED, MEASURES
 from vae.reports.study.networks import measure_networks, with_errors
 from vae.reports.study.page import render, row
+from vae.reports.study.sizes import Layers
 from vae.reports.study.verdict import verdict
 from vae.runs.errors import RunError
 from vae.runs.files import atomic_write, write_json
@@ -69,8 +70,8 @@ def as_json(comparisons: Comparisons, sentences: dict[str, list[str]]) -> dict[s
             {
                 "name": architecture.name,
                 "ladder": architecture.ladder,
-                "encoder": architecture.encoder,
-                "decoder": architecture.decoder,
+                "encoder": depth_and_width(architecture.encoder),
+                "decoder": depth_and_width(architecture.decoder),
                 "parameters": architecture.parameters,
                 "folders": [str(folder) for folder in architecture.folders],
                 "metrics": {
@@ -82,3 +83,8 @@ def as_json(comparisons: Comparisons, sentences: dict[str, list[str]]) -> dict[s
             for architecture in comparisons.architectures
         ],
     }
+
+
+def depth_and_width(layers: Layers | None) -> list[int | None] | None:
+    """[2, 64]; [2, null] where the widths differ, null for what is not fully connected."""
+    return None if layers is None else [layers.depth, layers.width]
