@@ -9,8 +9,6 @@ from study_points import SIZES, architecture, around, compared, grid, seventeen
 from torch import Tensor
 
 from vae.reports.comparison.statistics import (
-    Measured,
-    difference,
     total_and_freedom,
     two_sided_p,
 )
@@ -24,7 +22,6 @@ from vae.reports.study.measures import (
     COMPARED,
     ELBO,
     GAP,
-    LOG_P,
     OVERFIT,
     SAMPLES,
     TRAIN,
@@ -33,65 +30,6 @@ from vae.reports.study.measures import (
 from vae.reports.study.planned import depth_steps, planned, width_steps
 from vae.reports.study.sizes import DECODER_ALONE, ENCODER_ALONE
 from vae.reports.study.verdict import growth_sentence, verdict
-
-# --- one difference -------------------------------------------------------------------------------
-
-
-def test_the_typical_variance_is_that_of_normal_trainings_and_minds_no_outlier():
-    torch.manual_seed(0)
-    variances = (5 * torch.randn(400, 3, dtype=torch.float64)).var(-1)
-    trainings = torch.full((420,), 3.0)
-    assert typical_variance(variances, trainings[:400]).item() == pytest.approx(25, rel=0.15)
-    wild = torch.cat([variances, torch.full((20,), 1e12)])
-    assert typical_variance(wild, trainings).item() == pytest.approx(25, rel=0.25)
-
-
-def test_a_small_variance_counts_as_the_typical_one_and_a_large_one_as_itself():
-    lucky, wide = Measured(3.0, None, 1e-6, 3), Measured(3.0, None, 10.0, 3)
-    found = difference(Measured(0.0, None, 1.0, 3), lucky, least_variance=3.0)
-    assert found.se == pytest.approx(2**0.5)
-    assert found.p == pytest.approx(two_sided_p(3 / 2**0.5, 4))  # no more than its own trainings
-    assert difference(lucky, wide, least_variance=3.0).se == pytest.approx((103 / 3) ** 0.5)
-
-
-def test_errors_over_shared_images_are_paired():
-    architectures = [
-        architecture(0, 0, test__elbo=around(200.0)),
-        architecture(1, 8, test__elbo=around(200.0)),
-    ]
-    values = torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    shared = {ELBO.key: {each.name: values for each in architectures}}
-    alone, paired = compared(architectures), compared(architectures, per_image=shared)
-    errors = [found.find(ELBO, *architectures).difference.se for found in (alone, paired)]
-    assert errors[0] ** 2 - errors[1] ** 2 == pytest.approx(2 * 0.1**2)
-    assert paired.covariance(LOG_P, *architectures) == pytest.approx(0.1**2)
-
-
-def test_over_fitting_counts_the_images_of_both_splits():
-    """Two parts, each paired over its own images; without values of images their sum, unpaired."""
-    keys = ("overfit", "overfit__train", "overfit__test")
-    architectures = [
-        architecture(d, 8, error=0.3, **{key: around(4.0 * d, 0.01) for key in keys})
-        for d in (0, 1)
-    ]
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(2, 400, dtype=torch.float64, generator=generator)
-    parts = ("overfit/train", "overfit/test")
-    shared = {part: {p.name: values[i] for p in architectures} for i, part in enumerate(parts)}
-    alone, paired = (
-        compared(architectures, per_image=each).find(OVERFIT, *architectures).difference
-        for each in ({}, shared)
-    )
-    trainings = 2 * (0.01 * 0.3) ** 2 / 3 / (1 - 1 / 9) ** 3
-    assert alone.se**2 == pytest.approx(2 * 0.3**2 + trainings)
-    assert paired.se**2 == pytest.approx(trainings)  # alike on every image: nothing of them is left
-    opposite = {
-        part: {p.name: (1 - 2 * i) * each[p.name] for i, p in enumerate(architectures)}
-        for part, each in shared.items()
-    }
-    found = compared(architectures, per_image=opposite).find(OVERFIT, *architectures).difference
-    assert found.se**2 == pytest.approx(2 * 0.3**2 + 2 * 2 * 0.3**2 + trainings)
-
 
 # --- families -------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ class ControlVariate(NamedTuple):
     mean: float
     se: float  # over images, as if all N had been drawn afresh
     subset_se: float  # the part of it that comes from estimating on n of the N images alone
+    slope: float  # of the mean on that of the ELBO of all N images, the product over the levels
 
 
 def control_variate(elbo: Tensor, chosen: Tensor, *levels: tuple[Tensor, Tensor]) -> ControlVariate:
@@ -62,7 +63,7 @@ def control_variate(elbo: Tensor, chosen: Tensor, *levels: tuple[Tensor, Tensor]
     for slope, (coarse, fine) in zip(slopes, pairs, strict=True):
         mean = fine.mean() + slope * (mean - coarse.mean())
     if min(len(fine) for _, fine in pairs) < 2:
-        return ControlVariate(mean.item(), math.nan, math.nan)
+        return ControlVariate(mean.item(), math.nan, math.nan, math.prod(slopes))
     residuals = [  # in the last level's units
         math.prod(slopes[i + 1 :]) * (fine - slopes[i] * coarse)
         for i, (coarse, fine) in enumerate(pairs)
@@ -77,7 +78,8 @@ def control_variate(elbo: Tensor, chosen: Tensor, *levels: tuple[Tensor, Tensor]
         for larger in residuals[:i]:
             total += 2 * covariance(larger, r) / len(larger)
             subset += 2 * covariance(larger, r) * (1 / len(larger) - 1 / N)
-    return ControlVariate(mean.item(), *(v.clamp_min(0).sqrt().item() for v in (total, subset)))
+    se, subset_se = (v.clamp_min(0).sqrt().item() for v in (total, subset))
+    return ControlVariate(mean.item(), se, subset_se, weight)
 
 
 def regression_slope(coarse: Tensor, fine: Tensor, fewest: int = 20) -> float:

@@ -61,8 +61,9 @@ def refitted_log_p(
     if not len(chosen):
         return {}
     found = optimised_gap(model, images[chosen], settings, "log p at the refitted sigma")
-    mean, se, subset_se = control_variate(test_elbo, chosen, (found.elbo, found.log_p))
-    return {"refit/log_p": mean, "refit/log_p_se": se, "refit/log_p_subset_se": subset_se}
+    log_p = control_variate(test_elbo, chosen, (found.elbo, found.log_p))
+    errors = {"refit/log_p_se": log_p.se, "refit/log_p_subset_se": log_p.subset_se}
+    return {"refit/log_p": log_p.mean} | errors
 
 
 def optimised_gap(model: VAE, images: Tensor, settings: Settings, what: str) -> InferenceGap:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vae.analysis.ais import ais
-from vae.analysis.bounds import Estimate, control_variate, elbo_terms, iwae
+from vae.analysis.bounds import Estimate, control_variate, elbo_terms, iwae, regression_slope
 from vae.models.vae import VAE
 from vae.reports.evaluation.metrics import (
     Metrics,
@@ -136,8 +136,9 @@ def all_images(values: Values, metrics: Metrics, images: Tensor) -> Metrics:
     """Estimates for all test images from those on some, and the tightest of them, `bound/log_p`.
 
     Each is regressed on the ELBO, which all images have, over those it was made for; where L_K was
-    estimated for more of them, in two levels, over L_K. On single images all are bounds from below
-    in expectation, so the highest on the images that they share is the tightest.
+    estimated for more of them, in two levels, over L_K. The slope goes along: it says what the
+    estimates of two models share through their ELBOs. On single images all are bounds from below in
+    expectation, so the highest on the images that they share is the tightest.
     """
     whole = values.get("exact/elbo", values["test/elbo"])
     order = subset(images, len(images))
@@ -149,16 +150,19 @@ def all_images(values: Values, metrics: Metrics, images: Tensor) -> Metrics:
         levels = [(one.elbo, one.bound)]
         if many is not None and one is not many and len(one.bound) < len(many.bound):
             levels = [(many.elbo, many.bound), (many.bound[: len(one.bound)], one.bound)]
-        mean, se, subset_se = control_variate(whole, order, *levels)
-        return {key: mean, f"{key}_se": se, f"{key}_subset_se": subset_se}
+        mean, se, subset_se, slope = control_variate(whole, order, *levels)
+        errors = {f"{key}_se": se, f"{key}_subset_se": subset_se}
+        return {key: mean, **errors, f"{key}_slope": slope}
 
     for name in ("iwae", "ais"):
         if name in found:
             result |= estimate(f"{name}/log_p_all", found[name])
     if "exact/log_p" in values:
-        exact = Estimate.from_values(values["exact/log_p"])
+        log_p = values["exact/log_p"].cpu().double()
+        exact, slope = Estimate.from_values(log_p), regression_slope(whole.cpu().double(), log_p)
         result |= {"bound/log_p": exact.mean, "bound/log_p_se": exact.se}
-        result |= {"bound/log_p_subset_se": 0.0, "bound/method": "exact"}
+        result |= {"bound/log_p_subset_se": 0.0, "bound/log_p_slope": slope}
+        result |= {"bound/method": "exact"}
         return result | {"bound/images": len(whole), "bound/ess": None}
     shared = min((len(one.bound) for one in found.values()), default=0)
     best = Candidate("ELBO", whole, whole, None)

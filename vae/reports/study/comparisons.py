@@ -22,14 +22,10 @@ from vae.reports.comparison.statistics import (
     difference,
 )
 from vae.reports.study.ladder import Architecture
-from vae.reports.study.measures import ELBO, LOG_P, OVERFIT, OVERFIT_PARTS, Measure
+from vae.reports.study.measures import ELBO, LOG_P, LOG_P_SLOPE, OVERFIT, OVERFIT_PARTS, Measure
 from vae.reports.study.planned import linear_networks, planned
 
 PAGE_LEVEL = 0.05  # at most so many pages make any false claim
-# What the errors over images of two architectures share, by measure. A bound on log p is the mean
-# ELBO of all images and a correction from some of them, of which only the ELBO's part is shared.
-SHARED_BY = {LOG_P.key: (ELBO.key,), OVERFIT.key: OVERFIT_PARTS}
-
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -134,8 +130,18 @@ class Comparisons:
         return difference(first, second, paired, least_variance=typical)
 
     def covariance(self, measure: Measure, a: Architecture, b: Architecture) -> float:
-        """Of the errors over images of two means."""
-        parts = SHARED_BY.get(measure.key, (measure.key,))
+        """Of the errors over images of two means.
+
+        A bound on log p is a slope times the mean ELBO of all images, and a correction from some of
+        them. Two bounds share what their ELBOs share, times both slopes; nothing where an
+        evaluation keeps no slope. The corrections count as independent of each other and of the
+        ELBOs, though the images that they come from are the same ones.
+        """
+        if measure.key == LOG_P.key:
+            slopes = [m.mean for each in (a, b) if (m := each.measured(LOG_P_SLOPE))]
+            shared = self.covariance_of(ELBO.key, a, b)
+            return math.prod(slopes) * shared if len(slopes) == 2 else 0.0
+        parts = OVERFIT_PARTS if measure.key == OVERFIT.key else (measure.key,)
         return sum(self.covariance_of(key, a, b) for key in parts)
 
     def covariance_of(self, key: str, a: Architecture, b: Architecture) -> float:

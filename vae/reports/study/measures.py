@@ -33,6 +33,7 @@ REFITTED = Measure(
 LOG_P = Measure(
     "bound/log_p", "lower bound on log p(x)", "nats", 1, "oracle/test_elbo", OPTIMUM, elbo_cap
 )
+LOG_P_SLOPE = "bound/log_p_slope"  # of that bound on the mean ELBO of all images
 GAP = Measure("gap/total", "inference gap", "nats", -1)
 ACTIVE = Measure("active", "active latents", "latents", 0, "oracle/active", OPTIMUM)
 CHAIN = Measure("chain/limit_kl", "distance of the chain's law from the prior", "nats", -1)

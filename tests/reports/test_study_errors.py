@@ -1,0 +1,132 @@
+"""The error of one difference between two architectures: trainings, and images that both share."""
+
+import math
+
+import pytest
+import torch
+from study_points import architecture, around, compared
+
+from vae.analysis.bounds import ControlVariate, control_variate
+from vae.reports.comparison.statistics import Measured, difference, two_sided_p
+from vae.reports.evaluation.likelihood import all_images, subset
+from vae.reports.study.comparisons import typical_variance
+from vae.reports.study.measures import ELBO, LOG_P, LOG_P_SLOPE, OVERFIT
+
+
+def test_the_typical_variance_is_that_of_normal_trainings_and_minds_no_outlier():
+    torch.manual_seed(0)
+    variances = (5 * torch.randn(400, 3, dtype=torch.float64)).var(-1)
+    trainings = torch.full((420,), 3.0)
+    assert typical_variance(variances, trainings[:400]).item() == pytest.approx(25, rel=0.15)
+    wild = torch.cat([variances, torch.full((20,), 1e12)])
+    assert typical_variance(wild, trainings).item() == pytest.approx(25, rel=0.25)
+
+
+def test_a_small_variance_counts_as_the_typical_one_and_a_large_one_as_itself():
+    lucky, wide = Measured(3.0, None, 1e-6, 3), Measured(3.0, None, 10.0, 3)
+    found = difference(Measured(0.0, None, 1.0, 3), lucky, least_variance=3.0)
+    assert found.se == pytest.approx(2**0.5)
+    assert found.p == pytest.approx(two_sided_p(3 / 2**0.5, 4))  # no more than its own trainings
+    assert difference(lucky, wide, least_variance=3.0).se == pytest.approx((103 / 3) ** 0.5)
+
+
+def test_errors_over_shared_images_are_paired():
+    architectures = [
+        architecture(0, 0, test__elbo=around(200.0)),
+        architecture(1, 8, test__elbo=around(200.0)),
+    ]
+    values = torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shared = {ELBO.key: {each.name: values for each in architectures}}
+    alone, paired = compared(architectures), compared(architectures, per_image=shared)
+    errors = [found.find(ELBO, *architectures).difference.se for found in (alone, paired)]
+    assert errors[0] ** 2 - errors[1] ** 2 == pytest.approx(2 * 0.1**2)
+
+
+def bounds(elbo: torch.Tensor, log_p: torch.Tensor, n: int) -> list[ControlVariate]:
+    """log p of two models, [2, N] each, regressed on the ELBO of all from the first n images."""
+    order = torch.arange(elbo.shape[1])
+    return [control_variate(elbo[i], order, (elbo[i, :n], log_p[i, :n])) for i in (0, 1)]
+
+
+def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """ELBOs that go together, and a log p that has half of their spread; [2, 500] each."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(5, 500, generator=generator, dtype=torch.float64)
+    elbo = 200 + 50 * noise[0] + 20 * noise[1:3]
+    return elbo, 100 + 0.55 * elbo + 25 * noise[3:]
+
+
+def of_bounds(seed: int, keeps_slope: bool = True) -> tuple[float, float]:
+    """The error of the difference of two bounds as a study has it, and their difference."""
+    elbo, log_p = draw(seed)
+    found = []
+    for d, one in enumerate(bounds(elbo, log_p, 100)):
+        each = architecture(d, 8, bound__log_p=(one.mean,) * 3, test__elbo=around(200.0))
+        for metrics in each.metrics:
+            metrics |= {"bound/log_p_se": one.se, "test/elbo_se": elbo[d].std().item() / 500**0.5}
+            metrics |= {LOG_P_SLOPE: one.slope} if keeps_slope else {}
+        found.append(each)
+    per_image = {ELBO.key: {each.name: elbo[d] for d, each in enumerate(found)}}
+    comparison = compared(found, per_image=per_image).find(LOG_P, *found)
+    return comparison.difference.estimate_se, comparison.difference.mean
+
+
+def test_bounds_on_log_p_share_the_elbos_of_all_images_times_both_slopes():
+    """The error of many studies against the spread of their differences; all of the ELBO's
+    covariance taken off would leave none."""
+    errors, differences = zip(*(of_bounds(seed) for seed in range(300)), strict=True)
+    spread = torch.tensor(differences).std().item()
+    assert sum(errors) / 300 == pytest.approx(spread, rel=0.1)
+    unpaired, _ = of_bounds(0, keeps_slope=False)
+    assert unpaired == pytest.approx(math.hypot(*(one.se for one in bounds(*draw(0), 100))))
+    assert unpaired > 1.1 * errors[0]
+
+
+def test_the_slope_over_two_levels_is_the_product_of_both():
+    elbo, log_p = draw(0)
+    (one, _) = bounds(elbo, log_p, 100)
+    assert one.slope == pytest.approx(0.55, abs=0.1)
+    order, tight = torch.arange(500), 3 + 0.8 * log_p[0]
+    levels = (elbo[0, :100], log_p[0, :100]), (log_p[0, :30], tight[:30])
+    assert control_variate(elbo[0], order, *levels).slope == pytest.approx(0.8 * one.slope)
+    assert control_variate(elbo[0], order, (elbo[0, :10], log_p[0, :10])).slope == 1
+
+
+def test_an_evaluation_keeps_the_slope():
+    elbo, log_p = draw(0)
+    images = torch.zeros(500, 1)
+    exact = {"test/elbo": elbo[0], "exact/elbo": elbo[0], "exact/log_p": log_p[0]}
+    covariance, variance = torch.cov(torch.stack([elbo[0], log_p[0]]))[0, [1, 0]].tolist()
+    assert all_images(exact, {}, images)[LOG_P_SLOPE] == pytest.approx(covariance / variance)
+    chosen = subset(images, 100)
+    some = {"test/elbo": elbo[0], "iwae/elbo": elbo[0, chosen], "iwae/K=5": log_p[0, chosen]}
+    found = all_images(some, {"iwae/K": [5], "iwae/K=5_ess": 2.0}, images)
+    levels = elbo[0, chosen], log_p[0, chosen]
+    assert found[LOG_P_SLOPE] == control_variate(elbo[0], chosen, levels).slope
+    assert all_images({"test/elbo": elbo[0]}, {}, images)[LOG_P_SLOPE] == pytest.approx(1)
+
+
+def test_over_fitting_counts_the_images_of_both_splits():
+    """Two parts, each paired over its own images; without values of images their sum, unpaired."""
+    keys = ("overfit", "overfit__train", "overfit__test")
+    architectures = [
+        architecture(d, 8, error=0.3, **{key: around(4.0 * d, 0.01) for key in keys})
+        for d in (0, 1)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 400, dtype=torch.float64, generator=generator)
+    parts = ("overfit/train", "overfit/test")
+    shared = {part: {p.name: values[i] for p in architectures} for i, part in enumerate(parts)}
+    alone, paired = (
+        compared(architectures, per_image=each).find(OVERFIT, *architectures).difference
+        for each in ({}, shared)
+    )
+    trainings = 2 * (0.01 * 0.3) ** 2 / 3 / (1 - 1 / 9) ** 3
+    assert alone.se**2 == pytest.approx(2 * 0.3**2 + trainings)
+    assert paired.se**2 == pytest.approx(trainings)  # alike on every image: nothing of them is left
+    opposite = {
+        part: {p.name: (1 - 2 * i) * each[p.name] for i, p in enumerate(architectures)}
+        for part, each in shared.items()
+    }
+    found = compared(architectures, per_image=opposite).find(OVERFIT, *architectures).difference
+    assert found.se**2 == pytest.approx(2 * 0.3**2 + 2 * 2 * 0.3**2 + trainings)
