@@ -58,25 +58,32 @@ def standard_error(values: Tensor) -> float:
     return (values.double().std() / math.sqrt(len(values))).item()
 
 
-def total_and_freedom(estimate: Any, parts: Sequence[tuple[Any, int]]) -> tuple[Any, Any]:
+def total_and_freedom(
+    estimate: Any, parts: Sequence[tuple[Any, int]], estimate_freedom: float = math.inf
+) -> tuple[Any, Any]:
     """Variance of a difference and its degrees of freedom, of numbers or of tensors.
 
-    `estimate` is its variance over images or samples, with infinite degrees of freedom; each part
-    is a variance over so many trainings (Welch and Satterthwaite).
+    `estimate` is its variance over images or samples, with `estimate_freedom`; each part is a
+    variance over so many trainings (Welch and Satterthwaite).
     """
     total = estimate + sum(variance / n for variance, n in parts)
     spread = sum((variance / n) ** 2 / (n - 1) for variance, n in parts)
+    spread = spread + estimate**2 / estimate_freedom
     return total, total**2 / spread if isinstance(spread, Tensor) or spread else math.inf
 
 
 def difference(
-    a: Measured, b: Measured, paired_se: float | None = None, least_variance: float = 0.0
+    a: Measured,
+    b: Measured,
+    paired_se: float | None = None,
+    least_variance: float = 0.0,
+    estimate_freedom: float = math.inf,
 ) -> Difference:
     """b − a by Welch's t-test; `paired_se` is the error of the estimate where both share images.
 
     With at least two trainings of each the error is that of trainings and of the estimate together,
     and a variance over trainings counts as at least `least_variance`. Otherwise it is the
-    estimate's alone.
+    estimate's alone. `estimate_freedom` is that of an error over few images.
     """
     mean, counts = b.mean - a.mean, (a.trainings, b.trainings)
     # 1. The error of the estimate: paired over the same images, or of two independent ones.
@@ -93,7 +100,7 @@ def difference(
     if estimate is None and not of_trainings:
         return Difference(mean, None, math.nan, False, counts)
     parts = estimate, math.sqrt(sum(v / n for v, n in spreads)) if of_trainings else None
-    total, freedom = total_and_freedom((estimate or 0.0) ** 2, spreads)
+    total, freedom = total_and_freedom((estimate or 0.0) ** 2, spreads, estimate_freedom)
     # 3. How often chance alone makes one as large.
     if total == 0:
         rounding = ROUNDING * max(abs(a.mean), abs(b.mean))

@@ -22,7 +22,15 @@ from vae.reports.comparison.statistics import (
     difference,
 )
 from vae.reports.study.ladder import Architecture
-from vae.reports.study.measures import ELBO, LOG_P, LOG_P_SLOPE, OVERFIT, OVERFIT_PARTS, Measure
+from vae.reports.study.measures import (
+    ELBO,
+    GAP,
+    LOG_P,
+    LOG_P_SLOPE,
+    OVERFIT,
+    OVERFIT_PARTS,
+    Measure,
+)
 from vae.reports.study.planned import linear_networks, planned
 
 PAGE_LEVEL = 0.05  # at most so many pages make any false claim
@@ -52,6 +60,31 @@ def holm(p: Mapping[Key, float], level: float) -> set[Key]:
             break
         decided.add(key)
     return decided
+
+
+def few_images(measure: Measure, architecture: Architecture) -> list[tuple[float, float]]:
+    """The part of a mean's variance that comes from few images, and its degrees of freedom.
+
+    That is all of the inference gap's, and what a bound on log p has from being regressed on the
+    ELBO over some images. Means over a whole split are of so many that theirs are infinite.
+    """
+    keys = {
+        GAP.key: ("gap/total_se", "gap/images", 1),
+        LOG_P.key: ("bound/log_p_subset_se", "bound/images", 2),
+    }
+    if measure.key not in keys:
+        return []
+    error, images, fitted = keys[measure.key]
+    of_error, number = architecture.measured(error), architecture.measured(images)
+    if of_error is None or number is None:
+        return []
+    return [(of_error.mean**2, max(1.0, number.mean - fitted))]
+
+
+def freedom_of(variance: float, parts: Sequence[tuple[float, float]]) -> float:
+    """Of a variance over images, from its parts with finite ones (Welch and Satterthwaite)."""
+    spread = sum(part**2 / freedom for part, freedom in parts)
+    return max(1.0, variance**2 / spread) if spread and variance else math.inf
 
 
 class Comparison(NamedTuple):
@@ -126,8 +159,15 @@ class Comparisons:
             counts = (first.trainings, second.trainings)
             return Difference(second.mean - first.mean, None, math.nan, False, counts)
         errors = (first.se or 0.0) ** 2 + (second.se or 0.0) ** 2
-        paired = math.sqrt(max(0.0, errors - 2 * self.covariance(measure, a, b)))
-        return difference(first, second, paired, least_variance=typical)
+        variance = max(0.0, errors - 2 * self.covariance(measure, a, b))
+        parts = [*few_images(measure, a), *few_images(measure, b)]
+        return difference(
+            first,
+            second,
+            math.sqrt(variance),
+            least_variance=typical,
+            estimate_freedom=freedom_of(variance, parts),
+        )
 
     def covariance(self, measure: Measure, a: Architecture, b: Architecture) -> float:
         """Of the errors over images of two means.
