@@ -1,16 +1,23 @@
 """The error of one difference between two architectures: trainings, and images that both share."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from study_points import architecture, around, compared
 
 from vae.analysis.bounds import ControlVariate, control_variate
-from vae.reports.comparison.statistics import Measured, difference, two_sided_p
+from vae.models import VAE, Decoder, Encoder
+from vae.reports.comparison.statistics import Difference, Measured, difference, two_sided_p
+from vae.reports.evaluation.checks import gap
 from vae.reports.evaluation.likelihood import all_images, subset
+from vae.reports.evaluation.metrics import means
 from vae.reports.study.comparisons import typical_variance
-from vae.reports.study.measures import ELBO, LOG_P, LOG_P_SLOPE, OVERFIT
+from vae.reports.study.ladder import evaluation_metrics, gap_metrics
+from vae.reports.study.measures import ELBO, GAP, LOG_P, LOG_P_SLOPE, OVERFIT
+from vae.reports.sweep.runs import SweepRun
 
 
 def test_the_typical_variance_is_that_of_normal_trainings_and_minds_no_outlier():
@@ -130,3 +137,78 @@ def test_over_fitting_counts_the_images_of_both_splits():
     }
     found = compared(architectures, per_image=opposite).find(OVERFIT, *architectures).difference
     assert found.se**2 == pytest.approx(2 * 0.3**2 + 2 * 2 * 0.3**2 + trainings)
+
+
+# --- few images -----------------------------------------------------------------------------------
+
+
+def gaps(mean: float, images: int | None = None) -> tuple[Difference, float]:
+    """From a gap of 5 ± 0.1 nats over 10,000 images to another ± 1 over fewer; trainings hardly
+    differ."""
+    found = []
+    for d, total, error, n in ((0, 5.0, 0.1, 10_000), (1, mean, 1.0, images)):
+        each = architecture(d, 8, error=error, gap__total=around(total, 1e-9))
+        for metrics in each.metrics:
+            metrics["gap/images"] = n if images else None
+        found.append(each)
+    difference = compared(found).find(GAP, *found).difference
+    return difference, difference.mean / difference.se
+
+
+def test_an_error_over_few_images_has_their_degrees_of_freedom():
+    """At 4.4 standard errors the normal law has p = 1.1e-5, Student's with 31 ten times that."""
+    mean = 5 + 4.4 * math.hypot(0.1, 1)
+    few, t = gaps(mean, 32)
+    assert t == pytest.approx(4.4)
+    # Welch and Satterthwaite: 0.1² has 9,999 and 1² has 31
+    freedom = 1.01**2 / (0.01**2 / 9999 + 1 / 31)
+    assert few.p == pytest.approx(two_sided_p(4.4, freedom))
+    assert few.p == pytest.approx(1.1e-4, rel=0.1)
+    unknown, _ = gaps(mean)
+    assert unknown.p == pytest.approx(1.1e-5, rel=0.05)
+
+
+def test_only_the_part_of_a_bound_from_some_images_has_few_degrees_of_freedom():
+    def p(subset: float | None, n: int) -> float:
+        """Of bounds 40 nats apart with an error of 10 each; the covariance leaves the parts."""
+        found = []
+        for d in (0, 1):
+            each = architecture(d, 8, error=10.0, bound__log_p=around(200.0 + 40 * d, 1e-9))
+            for metrics in each.metrics:
+                metrics |= {"bound/images": n}
+                metrics |= {} if subset is None else {"bound/log_p_subset_se": subset}
+            found.append(each)
+        return compared(found).find(LOG_P, *found).difference.p
+
+    t = 40 / 200**0.5
+    assert p(None, 32) == p(0.0, 32) == two_sided_p(t, math.inf)
+    assert p(10.0, 32) == pytest.approx(two_sided_p(t, 60))
+    assert p(8.0, 32) == pytest.approx(two_sided_p(t, 200**2 / (2 * 64**2 / 30)))
+    assert math.isfinite(p(10.0, 2))
+
+
+def test_the_gap_is_of_single_images_or_bounded_by_its_parts(tmp_path: Path):
+    parts = {"gap/approximation": 2.0, "gap/amortisation": 3.0}
+    errors = {"gap/approximation_se": 0.3, "gap/amortisation_se": 0.4}
+    assert gap_metrics(parts | errors) == {"gap/total": 5.0, "gap/total_se": pytest.approx(0.7)}
+    assert gap_metrics(parts | {"gap/approximation_se": 0.3}) == {"gap/total": 5.0}
+    assert gap_metrics({"gap/approximation": 2.0}) == {}
+    kept = {"gap/total": 5.0, "gap/total_se": 0.1}
+    (tmp_path / "evaluation.json").write_text(json.dumps(parts | errors | kept))
+    run = SweepRun("", "finished", [], {}, [], {}, {})
+    assert evaluation_metrics(tmp_path, run).items() >= kept.items()
+
+
+def test_an_evaluation_keeps_the_error_of_the_gap_image_by_image():
+    torch.manual_seed(0)
+    shape = (1, 2, 2)
+    model = VAE(
+        Encoder(2, image_shape=shape), Decoder(2, image_shape=shape), 2, 0.5, image_shape=shape
+    )
+    images = torch.rand(50, *shape)
+    values, metrics = gap(model, images, {"gap": {"images": 5}, "batch_size": 20, "seed": 0})
+    total = values["gap/log_p"] - values["gap/elbo"]
+    assert metrics["gap/images"] == len(total) == 50
+    found = means(values)
+    assert found["gap/total"] == pytest.approx(total.mean().item())
+    assert found["gap/total_se"] == pytest.approx(total.std().item() / 50**0.5)

@@ -109,6 +109,7 @@ def gap(model: VAE, images: Tensor, settings: Settings) -> tuple[Values, Metrics
         "gap/elbo": found.elbo,
         "gap/approximation": found.approximation,
         "gap/amortisation": found.amortisation,
+        "gap/total": found.log_p - found.elbo,
     }
     return values, metrics | {"gap/images": len(found.log_p)}
 

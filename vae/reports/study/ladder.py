@@ -121,26 +121,45 @@ def evaluation_metrics(folder: Path, run: SweepRun) -> dict[str, Any]:
     evaluation = read_json(folder / "evaluation.json")
     found = {key: value for key, value in evaluation.items() if number(value) is not None}
     metrics = {**run.metrics, **found}
-    parts = [number(metrics.get(f"gap/{part}")) for part in ("approximation", "amortisation")]
-    if None not in parts:
-        found["gap/total"] = sum(part or 0.0 for part in parts)
-        found["gap/total_se"] = math.hypot(
-            *(found.get(f"gap/{part}_se", 0.0) for part in ("approximation", "amortisation"))
-        )
-    keys = ("train/elbo", "test/elbo", "oracle/train_elbo", "oracle/test_elbo")
-    train, test, best_train, best_test = (number(metrics.get(key)) for key in keys)
-    if None not in (train, test):
-        # The two splits are not equally easy: the closed form says by how much.
-        found["overfit/train"] = (train or 0.0) - (best_train or 0.0)
-        found["overfit/test"] = (test or 0.0) - (best_test or 0.0)
-        found["overfit"] = found["overfit/train"] - found["overfit/test"]
-        error = number(metrics.get("test/elbo_se"))
-        n, n_test = (number(metrics.get(f"{split}/images")) for split in ("train", "test"))
-        if error and n and n_test:
-            # Both splits, as if training images differed as test images do: a bound, since nothing
-            # is taken off for what architectures share.
-            found["overfit_se"] = error * math.sqrt(1 + n_test / n)
+    found = {**gap_metrics(metrics), **overfit_metrics(metrics), **found}
     sigma, shape = metrics.get("model/sigma"), select(run.settings, "model.image_shape")
     if sigma and isinstance(shape, list) and select(run.settings, "data.pixels") == "grey":
         found["cap/elbo"] = -math.prod(shape) / 2 * math.log(2 * math.pi * sigma**2)
     return found | {"active": metrics.get("active")}
+
+
+def gap_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The inference gap of an evaluation that keeps its two parts alone.
+
+    They belong to the same images, so that the error of their sum is at most the sum of theirs, and
+    is unknown where one of them is.
+    """
+    keys = ("gap/approximation", "gap/amortisation")
+    parts, errors = (
+        [value for key in keys if (value := number(metrics.get(f"{key}{end}"))) is not None]
+        for end in ("", "_se")
+    )
+    if len(parts) < len(keys):
+        return {}
+    error = {"gap/total_se": sum(errors)} if len(errors) == len(keys) else {}
+    return {"gap/total": sum(parts), **error}
+
+
+def overfit_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The ELBO of both splits above that of the linear optimum, and the difference.
+
+    The two splits are not equally easy: the closed form says by how much.
+    """
+    keys = ("train/elbo", "test/elbo", "oracle/train_elbo", "oracle/test_elbo")
+    train, test, best_train, best_test = (number(metrics.get(key)) for key in keys)
+    if train is None or test is None:
+        return {}
+    above = train - (best_train or 0.0), test - (best_test or 0.0)
+    found = {"overfit/train": above[0], "overfit/test": above[1], "overfit": above[0] - above[1]}
+    error = number(metrics.get("test/elbo_se"))
+    n, n_test = (number(metrics.get(f"{split}/images")) for split in ("train", "test"))
+    if error and n and n_test:
+        # Both splits, as if training images differed as test images do: a bound, since nothing is
+        # taken off for what architectures share.
+        found["overfit_se"] = error * math.sqrt(1 + n_test / n)
+    return found
