@@ -16,7 +16,7 @@ from vae.reports.study.effects import depth_or_width, encoder_or_decoder
 from vae.reports.study.fitting import overfitting, trained_too_little
 from vae.reports.study.measures import ELBO, MEASURES, OVERFIT, SAMPLES, TRAIN
 from vae.reports.study.sizes import DECODER_ALONE, ENCODER_ALONE
-from vae.reports.study.verdict import growth_sentence, other_networks, verdict
+from vae.reports.study.verdict import growth_sentence, other_networks, verdict, without_limit
 from vae.reports.study.words import with_error
 
 # --- what the sentences say -----------------------------------------------------------------------
@@ -102,6 +102,19 @@ def test_other_networks_are_held_against_the_sizes_with_more_parameters():
         "conv 1 × 16 (3,500 parameters) against the fully connected sizes with more: by test ELBO "
         "(260.00 ± 0.20) better than 1 × 64, worse than 2 × 64."
     )
+
+
+def test_a_chain_without_a_limit_may_have_stayed_finite():
+    """ρ ≥ 1 with finite chains is another thing than chains that left the finite numbers."""
+    endless = architecture(1, 8, chain__finite=(0.0, 0.0, 1.0), chain__has_limit=(0.0,) * 3)
+    finite = architecture(0, 0, chain__finite=(1.0,) * 3, chain__has_limit=(0.0, 1.0, 1.0))
+    assert without_limit([finite, endless]) == [
+        "The chain decode → encode leaves the finite numbers, without a limit: 1 × 8 (2 of 3 "
+        "trainings).",
+        "No stationary distribution of the chain decode → encode was found: linear (1 of 3 "
+        "trainings) and 1 × 8 (1 of 3 trainings).",
+    ]
+    assert without_limit([architecture(0, 0, chain__has_limit=(1.0, None))]) == []
 
 
 def test_encoder_or_decoder():

@@ -1,6 +1,7 @@
 """What a study's metrics say, in words that follow from them and their errors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vae.reports.comparison.statistics import LEVEL
 from vae.reports.comparison.words import listed
@@ -169,19 +170,32 @@ def other_networks(found: Comparisons, measures: Sequence[Measure]) -> list[str]
     return sentences
 
 
+LEFT = "The chain decode → encode leaves the finite numbers, without a limit"
+NO_LAW = "No stationary distribution of the chain decode → encode was found"
+
+
 def without_limit(architectures: Sequence[Architecture]) -> list[str]:
     """Architectures whose chain decode → encode has no limit, and in how many trainings."""
-    counts = {
-        architecture.name: f"{number} of {len(architecture.metrics)}"
-        for architecture in architectures
-        if (number := sum(metrics.get("chain/has_limit") == 0 for metrics in architecture.metrics))
-    }
-    if not counts:
-        return []
-    texts = [f"{name} ({number} trainings)" for name, number in counts.items()]
-    return [
-        f"The chain decode → encode leaves the finite numbers, without a limit: {listed(texts)}."
-    ]
+    sentences = []
+    for reason in (LEFT, NO_LAW):
+        texts = [
+            f"{each.name} ({number} of {len(each.metrics)} trainings)"
+            for each in architectures
+            if (number := sum(why_no_limit(metrics) == reason for metrics in each.metrics))
+        ]
+        if texts:
+            sentences.append(f"{reason}: {listed(texts)}.")
+    return sentences
+
+
+def why_no_limit(metrics: Mapping[str, Any]) -> str:
+    """Of one training; empty where its chain has a limit or none is known to be missing.
+
+    Without a stationary distribution, as at a spectral radius of 1, a chain may well stay finite.
+    """
+    if metrics.get("chain/finite") == 0:
+        return LEFT
+    return NO_LAW if metrics.get("chain/has_limit") == 0 else ""
 
 
 def suggestive(found: Comparisons) -> list[str]:
