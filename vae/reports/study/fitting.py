@@ -73,19 +73,34 @@ def steps(found: Comparisons) -> list[tuple[Architecture, Architecture]]:
 
 
 def trained_too_little(found: Comparisons) -> list[str]:
-    """Steps to larger sizes that are worse on training images too: not over-fitting."""
-    texts = [
-        f"{b.name} than {a.name}"
+    """Steps to larger sizes that are worse on training images too: not over-fitting.
+
+    With hidden layers the larger of two sizes contains the smaller, or comes as close as one likes:
+    further units may have weights of 0, and a further layer of as many units may be the identity
+    where its activation is straight. Linear networks are in none with hidden layers: these may have
+    fewer units than there are latents, and their output is another.
+    """
+    lower = [
+        (a, b)
         for a, b in steps(found)
         if found.sign(TRAIN, a, b) < 0 and found.sign(ELBO, a, b) < 0
     ]
-    if not texts:
-        return []
-    return [
-        f"Lower on training images too are {listed(texts)}, though the larger contains the "
-        "smaller: that is training, which has not found what the larger networks can represent, "
-        "and no over-fitting."
-    ]
+    contained = [f"{b.name} than {a.name}" for a, b in lower if a.ladder != LINEAR]
+    others = [f"{b.name} than {a.name}" for a, b in lower if a.ladder == LINEAR]
+    sentences = []
+    if contained:
+        sentences.append(
+            f"{lower_on_train(contained)}, though the larger contains the smaller: that is "
+            "training, which has not found what the larger networks can represent, and no "
+            "over-fitting."
+        )
+    if others:
+        sentences.append(f"{lower_on_train(others)}: that is no over-fitting.")
+    return sentences
+
+
+def lower_on_train(texts: Sequence[str]) -> str:
+    return f"Lower on training images too {'are' if len(texts) > 1 else 'is'} {listed(texts)}"
 
 
 def length_of_training(architectures: Sequence[Architecture]) -> list[str]:
