@@ -104,6 +104,22 @@ def test_other_networks_are_held_against_the_sizes_with_more_parameters():
     )
 
 
+@pytest.mark.parametrize(
+    ("width", "against"),
+    [
+        (15, "the fully connected sizes with more"),
+        (16, "the fully connected sizes with as many or more"),
+        (17, "the largest fully connected size, with fewer parameters"),
+    ],
+)
+def test_other_networks_name_what_they_are_held_against(width: int, against: str):
+    found = [architecture(d, 16, test__elbo=around(200.0 + 10 * d)) for d in (0, 1)]
+    found.append(architecture(1, width, "conv", test__elbo=around(260.0)))
+    (text,) = other_networks(compared(found), [ELBO])
+    values = "by test ELBO (260.00 ± 0.20) better than 1 × 16"
+    assert text.endswith(f" parameters) against {against}: {values}.")
+
+
 def test_a_chain_without_a_limit_may_have_stayed_finite():
     """ρ ≥ 1 with finite chains is another thing than chains that left the finite numbers."""
     endless = architecture(1, 8, chain__finite=(0.0, 0.0, 1.0), chain__has_limit=(0.0,) * 3)
@@ -159,10 +175,24 @@ def test_overfitting_begins_at_the_smallest_that_shows_it():
         "Where it begins is not decided"
     )
     falling = found((0.0,) * 4, (200.0, 230.0, 220.0, 190.0), (200.0, 230.0, 220.0, 190.0))
-    assert "2 × 8 than 1 × 8" in trained_too_little(falling)[0]
+    assert trained_too_little(falling) == [
+        "Lower on training images too are 2 × 8 than 1 × 8 and 3 × 8 than 2 × 8, though the larger "
+        "contains the smaller: that is training, which has not found what the larger networks can "
+        "represent, and no over-fitting."
+    ]
     assert trained_too_little(found((0.0,) * 4, rising, rising)) == []
     assert OVERFIT in falling.measures
     assert TRAIN in falling.measures
+
+
+def test_hidden_layers_contain_no_linear_network():
+    """Eight units cannot carry 32 latents, and the output is another."""
+    elbo = (200.0, 190.0, 180.0)
+    means = [{"train__elbo": around(each), "test__elbo": around(each)} for each in elbo]
+    found = compared([architecture(d, 8, **means[d]) for d in range(3)])
+    deeper, wider = trained_too_little(found)
+    assert deeper.startswith("Lower on training images too is 2 × 8 than 1 × 8, though the larger")
+    assert wider == "Lower on training images too is 1 × 8 than linear: that is no over-fitting."
 
 
 def test_overfitting_is_claimed_beyond_the_error_over_images_alone():

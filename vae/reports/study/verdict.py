@@ -164,10 +164,20 @@ def other_networks(found: Comparisons, measures: Sequence[Measure]) -> list[str]
                 )
         if texts:
             sentences.append(
-                f"{sized(architecture)} against the fully connected sizes with more: "
+                f"{sized(architecture)} against {held_against(found, architecture)}: "
                 f"{'; '.join(texts)}."
             )
     return sentences
+
+
+def held_against(found: Comparisons, architecture: Architecture) -> str:
+    """The sizes that `other_over_larger` chooses for an architecture, in words."""
+    pairs = other_over_larger(found.architectures)
+    fewest = min(a.parameters for a, b in pairs if b is architecture)
+    if fewest < architecture.parameters:
+        return "the largest fully connected size, with fewer parameters"
+    more = "more" if fewest > architecture.parameters else "as many or more"
+    return f"the fully connected sizes with {more}"
 
 
 LEFT = "The chain decode → encode leaves the finite numbers, without a limit"
