@@ -12,12 +12,15 @@ from study_points import architecture, around, compared, grid
 from vae.compare import compare
 from vae.evaluate import evaluate
 from vae.reports.study.charts import measure_chart
+from vae.reports.study.comparisons import Comparisons
 from vae.reports.study.effects import depth_or_width, encoder_or_decoder
 from vae.reports.study.fitting import overfitting, trained_too_little
 from vae.reports.study.measures import ELBO, MEASURES, OVERFIT, SAMPLES, TRAIN
+from vae.reports.study.page import better
 from vae.reports.study.sizes import DECODER_ALONE, ENCODER_ALONE
 from vae.reports.study.verdict import growth_sentence, other_networks, verdict, without_limit
 from vae.reports.study.words import with_error
+from vae.reports.study.write import as_json
 
 # --- what the sentences say -----------------------------------------------------------------------
 
@@ -66,6 +69,37 @@ def test_lower_is_better_for_distances_and_one_half_for_the_nearest_neighbour():
         p.name: found.sign(nearest, found.architectures[0], p) for p in found.architectures[1:]
     }
     assert signs == {"1 × 8": 1, "1 × 64": 1}
+
+
+@pytest.mark.parametrize("key", ["samples/precision", "samples/density"])
+def test_precision_and_density_are_best_at_what_training_images_score(key: str):
+    """As on a comparison's page: 0.90 of 0.90 is perfect, and 0.99 is that of a few easy images."""
+    (measure,) = [m for m in SAMPLES if m.key == key]
+    name = key.replace("/", "__")
+
+    def found(*means: float, floor: float | None = 0.9) -> Comparisons:
+        floors = {} if floor is None else {f"{name}_floor": (floor,) * 3}
+        return compared(
+            [
+                architecture(d, 8, error=0.001, **{name: around(mean, 0.001)}, **floors)
+                for d, mean in enumerate(means)
+            ]
+        )
+
+    judged = found(0.99, 0.90, 0.80, 0.70)
+    linear, *others = judged.architectures
+    assert [judged.sign(measure, linear, each) for each in others] == [1, -1, -1]
+    assert judged.find(measure, linear, others[0]).difference.mean == pytest.approx(-0.09)
+    assert growth_sentence(judged, measure) == (
+        f"{measure.title} (best at 0.9, what training images score): 0.9900 ± 0.0010 at linear "
+        "(1,000 parameters); 1 × 8 is better than linear, 0.9000 ± 0.0010; 2 × 8 and 3 × 8 are "
+        "worse, by the mean worst 0.7000 ± 0.0010 at 3 × 8 (3,700 parameters)."
+    )
+    assert better(judged, measure) == "best at 0.9"
+    assert as_json(judged, {})["targets"] == {key: pytest.approx(0.9)}
+    plain = found(0.99, 0.90, floor=None)  # an evaluation without a floor: the more the better
+    assert plain.sign(measure, *plain.architectures) == -1
+    assert better(plain, measure) == "higher is better"
 
 
 def test_every_step_in_depth_and_width_is_judged():

@@ -30,6 +30,7 @@ from vae.reports.study.measures import (
     OVERFIT,
     OVERFIT_PARTS,
     Measure,
+    best_value,
 )
 from vae.reports.study.planned import linear_networks, planned
 
@@ -119,6 +120,7 @@ class Comparisons:
             if sum(architecture.measured(measure.key) is not None for architecture in architectures)
             > 1
         ]
+        self.targets = {each.key: best_value(each, architectures) for each in self.measures}
         self.linear = linear_networks(architectures)
         self.level = min(LEVEL, PAGE_LEVEL / max(1, len(self.measures)))  # of a family
         self.families = {measure.key: self.family(measure) for measure in self.measures}
@@ -126,6 +128,15 @@ class Comparisons:
     @property
     def number(self) -> int:
         return sum(map(len, self.families.values()))
+
+    def target(self, measure: Measure) -> float | None:
+        """The value that is best, where neither higher nor lower is better."""
+        return self.targets.get(measure.key, measure.target)
+
+    def better(self, measure: Measure) -> int:
+        """1 where a higher mean is better, −1 where a lower one is, or a smaller distance from the
+        target."""
+        return measure.better if self.target(measure) is None else -1
 
     def family(self, measure: Measure) -> dict[tuple[str, str], Comparison]:
         """By the names of what is compared."""
@@ -151,9 +162,10 @@ class Comparisons:
         first, second = (architecture.measured(measure.key) for architecture in (a, b))
         assert first is not None
         assert second is not None
-        if measure.target is not None:
+        target = self.target(measure)
+        if target is not None:
             first, second = (
-                each._replace(mean=abs(each.mean - measure.target)) for each in (first, second)
+                each._replace(mean=abs(each.mean - target)) for each in (first, second)
             )
         if first.sd is None or second.sd is None:  # decided by trainings, never by one alone
             counts = (first.trainings, second.trainings)
@@ -208,15 +220,15 @@ class Comparisons:
         found = self.find(measure, a, b)
         if found is None or not found.decided:
             return 0
-        return measure.better * (1 if found.difference.mean > 0 else -1)
+        return self.better(measure) * (1 if found.difference.mean > 0 else -1)
 
     def goodness(self, measure: Measure, architecture: Architecture) -> float:
         """Higher is better; −inf without the measure."""
         measured = architecture.measured(measure.key)
         if measured is None:
             return -math.inf
-        mean = measured.mean
-        return measure.better * (mean if measure.target is None else abs(mean - measure.target))
+        mean, target = measured.mean, self.target(measure)
+        return self.better(measure) * (mean if target is None else abs(mean - target))
 
     def decided(self, measure: Measure) -> list[Comparison]:
         return [each for each in self.families[measure.key].values() if each.decided]

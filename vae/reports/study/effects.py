@@ -37,11 +37,10 @@ def summary(effects: Sequence[Effect]) -> str:
     return "pays" if up else "costs" if down else f"is {UNDECIDED}"
 
 
-def changes(measure: Measure) -> str:
+def changes(found: Comparisons, measure: Measure) -> str:
     """What the numbers of a sentence are changes of."""
-    if measure.target is None:
-        return measure.title
-    return f"{measure.title} (distance from {measure.target:g})"
+    target = found.target(measure)
+    return measure.title if target is None else f"{measure.title} (distance from {target:.3g})"
 
 
 def depth_or_width(found: Comparisons, measure: Measure) -> list[str]:
@@ -62,7 +61,7 @@ def depth_or_width(found: Comparisons, measure: Measure) -> list[str]:
             for start, end in sorted(by_step)
         ]
         if parts:
-            sentences.append(f"{changes(measure)}, {side}: {'; '.join(parts)}.")
+            sentences.append(f"{changes(found, measure)}, {side}: {'; '.join(parts)}.")
     return sentences
 
 
@@ -96,7 +95,7 @@ def encoder_or_decoder(found: Comparisons, measure: Measure) -> str:
     by_encoder, by_decoder = alone
     layers = listed([size_text(size.widths) for size in shared])
     text = (
-        f"{changes(measure)}, from linear to {layers}: the encoder alone "
+        f"{changes(found, measure)}, from linear to {layers}: the encoder alone "
         f"{summary(by_encoder)}, {listed([e.text for e in by_encoder])}; the decoder alone "
         f"{summary(by_decoder)}, {listed([e.text for e in by_decoder])}"
     )

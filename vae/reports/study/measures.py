@@ -1,6 +1,6 @@
 """What a study measures of each architecture, which direction is better, and what bounds it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vae.reports.comparison import sample_verdict
@@ -16,6 +16,20 @@ class Measure(NamedTuple):
     floor_name: str = ""
     ceiling: Callable[[Architecture], float | None] = lambda _: None
     target: float | None = None  # the best value, where neither higher nor lower is better
+    best_at_floor: bool = False  # whether the floor is that value, for those that have it
+
+
+def best_value(measure: Measure, architectures: Sequence[Architecture]) -> float | None:
+    """What a perfect model has, where more and less than that are both worse.
+
+    For precision and density that is what training images score, as on a comparison's page
+    (sample_verdict.target): more of them is worse where samples repeat a few easy images.
+    """
+    known = [each for each in architectures if each.measured(measure.key)]
+    floors = [each.measured(measure.floor) for each in known] if measure.floor else []
+    if not measure.best_at_floor or not floors or None in floors:
+        return measure.target
+    return sum(floor.mean for floor in floors if floor) / len(floors)
 
 
 def elbo_cap(architecture: Architecture) -> float | None:
@@ -50,6 +64,7 @@ SAMPLES = tuple(
         f"{each.key}_floor",
         REAL,
         target=each.best,
+        best_at_floor=each.sensitive_to == sample_verdict.REALISM,
     )
     for each in sample_verdict.MEASURES
 )

@@ -37,7 +37,10 @@ def render(comparisons: Comparisons, sentences: dict[str, list[str]], networks: 
         measures=len(comparisons.measures),
         page_level=f"{PAGE_LEVEL:.0%}",
         mark=MARK,
-        charts=[(m, measure_chart(architectures, m), dashes(architectures, m)) for m in shown],
+        charts=[
+            (m, better(comparisons, m), measure_chart(architectures, m), dashes(architectures, m))
+            for m in shown
+        ],
         tables=[
             (
                 caption,
@@ -73,6 +76,14 @@ def measured_cell(measured: Measured | None) -> Cell:
         return NOTHING
     below = "" if measured.sd is None else f"sd {measured.sd:.2g}"
     return Cell(with_error(measured.mean, measured.se), measured.mean, below)
+
+
+def better(comparisons: Comparisons, measure: Measure) -> str:
+    """Which values of a measure are better, for its chart; empty for one that is only shown."""
+    target = comparisons.target(measure)
+    if target is not None:
+        return f"best at {target:.3g}"
+    return {1: "higher is better", -1: "lower is better"}.get(measure.better, "")
 
 
 def dashes(architectures: Sequence[Architecture], measure: Measure) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from vae.reports.comparison.statistics import LEVEL
 from vae.reports.comparison.words import listed
 from vae.reports.study.comparisons import Comparisons
-from vae.reports.study.effects import MARK, depth_or_width, encoder_or_decoder
+from vae.reports.study.effects import MARK, changes, depth_or_width, encoder_or_decoder
 from vae.reports.study.fitting import length_of_training, overfitting, trained_too_little
 from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import GAP, GENERATIVE, MAIN, Measure
@@ -82,6 +82,7 @@ def signs_over_linear(found: Comparisons, measure: Measure) -> dict[str, int]:
 def growth_sentence(found: Comparisons, measure: Measure) -> str:
     """Each size of encoder and decoder against linear networks, and the best or worst mean."""
     linear, signs = found.linear, signs_over_linear(found, measure)
+    title = best_at(found, measure)
     if linear is None or not signs:
         return f"{measure.title}: {UNDECIDED}, there is nothing to compare with linear networks."
     sizes = [each for each in found.architectures if each.name in signs]
@@ -90,7 +91,7 @@ def growth_sentence(found: Comparisons, measure: Measure) -> str:
     )
     if not better and not worse:
         return (
-            f"{measure.title}: {UNDECIDED}, none of {len(signs)} sizes differs from linear "
+            f"{title}: {UNDECIDED}, none of {len(signs)} sizes differs from linear "
             "networks beyond its error."
         )
     parts = []
@@ -103,7 +104,16 @@ def growth_sentence(found: Comparisons, measure: Measure) -> str:
         parts.append(f"{which(worse, sizes)} worse{none}{extreme(measure, worse, worst, 'worst')}")
     if neither:
         parts.append(f"{which(neither, sizes)} {UNDECIDED}")
-    return f"{measure.title}: {at(measure, linear)}; {'; '.join(parts)}."
+    return f"{title}: {at(measure, linear)}; {'; '.join(parts)}."
+
+
+def best_at(found: Comparisons, measure: Measure) -> str:
+    """`1-NN accuracy of samples (best at 0.5)`; the title alone where more or less is better."""
+    target = found.target(measure)
+    if target is None:
+        return measure.title
+    whose = ", what training images score" if measure.best_at_floor else ""
+    return f"{measure.title} (best at {target:.3g}{whose})"
 
 
 def extreme(
@@ -218,8 +228,8 @@ def suggestive(found: Comparisons) -> list[str]:
     for measure in [m for m in MAIN if m in by_measure] or by_measure:
         largest = max(by_measure[measure], key=lambda each: abs(each.difference.mean))
         texts.append(
-            f"{measure.title} {difference_text(largest.difference)} from {largest.a.name} to "
-            f"{largest.b.name}"
+            f"{changes(found, measure)} {difference_text(largest.difference)} from "
+            f"{largest.a.name} to {largest.b.name}"
         )
     return [
         f"{number} of {found.number} differences have p < {LEVEL:.0%} each and are open once the "

@@ -49,9 +49,13 @@ def markdown(architectures: Sequence[Architecture]) -> str:
 
 
 def as_json(comparisons: Comparisons, sentences: dict[str, list[str]]) -> dict[str, Any]:
-    """Verdict, means with both errors, and every planned comparison."""
+    """Verdict, means with both errors, and every planned comparison.
+
+    Of a measure with a target the differences are those of the distances from it.
+    """
     return {
         "verdict": sentences,
+        "targets": {key: value for key, value in comparisons.targets.items() if value is not None},
         "comparisons": {
             measure.key: [
                 {
