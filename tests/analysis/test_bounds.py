@@ -242,3 +242,8 @@ def test_parameters_get_no_gradients_from_ais(trained, digits):
     model = VAE(Encoder(4), nn.Sequential(nn.Linear(4, 784), nn.Unflatten(1, (1, 28, 28))), 4, 0.5)
     ais(model, digits[:2], chains=2, distributions=3)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_one_chain_of_ais_says_nothing_about_its_error(trained, digits):
+    assert ais(trained, digits[:2], chains=1, distributions=3).se.isnan().all()
+    assert ais(trained, digits[:2], chains=2, distributions=3).se.isfinite().all()

@@ -179,7 +179,8 @@ def ais(
     log_w, acceptance = path.forwards(proposal.noise(chains, generator), steps, moves)
     bound = importance_bounds(log_w, [chains])[chains]
     weights = log_w.softmax(1)
-    se = (weights - 1 / chains).square().sum(1).mul(chains / max(chains - 1, 1)).sqrt()
+    freedom = chains - 1 if chains > 1 else math.nan  # one chain says nothing about its error
+    se = (weights - 1 / chains).square().sum(1).mul(chains / freedom).sqrt()
     return Annealed(bound.bound, se, bound.ess, acceptance)
 
 

@@ -24,8 +24,10 @@ from vae.theory.linear import AffineWeights, linear_elbo, linear_log_likelihood
 class InferenceGap(NamedTuple):
     """The parts of log p(x) − ELBO(x), image by image."""
 
-    log_p: Tensor  # [B], exact, or the tightest bound: then the approximation gap is a lower bound
-    best_elbo: Tensor  # [B], of the best diagonal Gaussian
+    log_p: Tensor  # [B], exact, or the tightest lower bound
+    # [B], of the best diagonal Gaussian; of the best one found, where log_p is a bound: then the
+    # amortisation gap is at least what is measured, and the approximation gap is not bounded
+    best_elbo: Tensor
     elbo: Tensor  # [B], of the encoder's
     ess: Tensor | None  # [B], effective number of the samples behind log_p; None where it is exact
 

@@ -21,6 +21,7 @@ from vae.theory.linear import (
     stationary_law,
 )
 
+FORGOTTEN = 0.01  # share of the start below which a chain counts as having forgotten it
 ROUNDING_KL = 1e-4  # nats that float32 weights put between the exact limit and the prior
 
 

@@ -11,6 +11,7 @@ from vae.data.datamodule import ImageDataModule
 from vae.reports.comparison.measure import Training, measure
 from vae.reports.comparison.selection import group_runs
 from vae.reports.comparison.statistics import Difference, Measured, difference, standard_error
+from vae.runs.errors import UserError
 from vae.runs.folder import Run
 
 
@@ -87,11 +88,23 @@ def compare(a: Entry, b: Entry, key: str) -> Difference:
 
 
 def measure_entries(runs: Sequence[Run], data: ImageDataModule) -> list[Entry]:
-    """All metrics and pictures of the runs on the images of `data`, grouped by setting."""
+    """All metrics and pictures of the runs on the images of `data`, grouped by setting.
+
+    Raises UserError for runs whose ELBO is not finite.
+    """
     names, groups = group_runs(runs)
     spectrum = data.spectrum()
     measured = iter(measure([run for group in groups for run in group], data, spectrum))
-    return [
+    entries = [
         Entry(name, [next(measured) for _ in group])
         for name, group in zip(names, groups, strict=True)
     ]
+    problems = [
+        f"runs: the test ELBO of {training.run.folder} is not finite: its training diverged"
+        for entry in entries
+        for training in entry.trainings
+        if value_of(training, "test/elbo") is None
+    ]
+    if problems:
+        raise UserError(*problems)
+    return entries

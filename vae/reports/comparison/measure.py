@@ -23,7 +23,7 @@ from vae.runs.checkpoints import weights_digest
 from vae.runs.files import MAX_JSON_BYTES
 from vae.runs.folder import Run
 from vae.runs.identity import flatten
-from vae.theory.linear import affine_weights, linear_elbo
+from vae.theory.linear import affine_weights, linear_elbo, linear_log_likelihood
 from vae.theory.ppca import PPCA, Spectrum, best_linear
 from vae.training.history import read_history
 from vae.training.metrics import ELBOMetric
@@ -84,6 +84,8 @@ def measure(runs: Sequence[Run], data: ImageDataModule, spectrum: Spectrum) -> l
             means, terms = elbo_terms(run, images, noise)
             metrics[i] |= {f"{split}/{key}": value for key, value in means.items()}
             per_image[i] |= {f"{split}/{key}": value for key, value in terms.items()}
+            if split == "test" and (weights := affine_weights(run.model)) is not None:
+                per_image[i]["exact/log_p"] = linear_log_likelihood(weights, images)
             if oracle is None:
                 continue
             key = (split, oracle.latent_dim, oracle.sigma)

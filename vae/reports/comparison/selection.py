@@ -30,7 +30,7 @@ def runs_to_compare(
     places = [folder.resolve() for folder in folders]
     twice = [folder for i, folder in enumerate(folders) if places[i] in places[:i]]
     problems = [f"runs: {folder} is named twice" for folder in twice]
-    runs = open_runs("runs", folders, allow, problems, diverged=True)
+    runs = open_runs("runs", folders, allow, problems)
     if not problems and not 2 <= len(runs) <= max_runs:
         problems.append(
             f"runs={named} makes {len(runs)} runs, and must make 2 to {max_runs}: "

@@ -98,21 +98,25 @@ def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
 def limit_cell(entry: Entry) -> Cell:
     """KL of the chain's limit to the prior in nats, of its last simulated state where no closed
     form is known, or why there is none."""
-    distance = limit_distance(entry)
+    n, distance = len(entry.trainings), limit_distance(entry.trainings)
     diverged = [t.trace for t in entry.trainings if t.trace.diverged]
     if diverged:
         step = min(trace.finite_steps for trace in diverged)
-        return Cell(f"diverged at {step}", math.inf)
+        return Cell(f"diverged at {step}", math.inf, some_trainings(len(diverged), n))
     if distance is None:
         return Cell("not known")
-    if not math.isfinite(distance.mean):
-        return Cell("no limit", math.inf)
+    if without := sum(training.limit.has_limit is False for training in entry.trainings):
+        return Cell("no limit", math.inf, some_trainings(without, n))
     if all(training.limit.method == "exact" for training in entry.trainings):
         text = f"{distance.mean:.2f} (closed form)"
     else:
         steps = max(training.limit.steps for training in entry.trainings)
         text = f"{nats(distance.mean, distance.se).text} after {steps:,} steps"
     return Cell(text, distance.mean, spread(distance))
+
+
+def some_trainings(number: int, n: int) -> str:
+    return f"in {number} of {n} trainings" if number < n else ""
 
 
 def finals(entries: Sequence[Entry], split: str) -> list[list[Cell]]:

@@ -118,7 +118,7 @@ def simulated_chains(
     finite = len(path) == steps + 1
     metrics: Metrics = {
         "chain/finite": float(finite),
-        "chain/finite_steps": len(path) - 1,
+        "chain/finite_steps": len(path),
         "chain/local_gain": gain.nanmedian().item(),
         "chain/local_gain_max": gain.max().item(),
         "chain/local_gain_states": len(gain),
