@@ -102,10 +102,10 @@ class NoWaits(L.Callback):
 def test_no_step_waits_for_the_device(
     learning: str, graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vae.train
+    from vae.training import build
 
-    order = vae.train.order_callbacks
-    monkeypatch.setattr(vae.train, "order_callbacks", lambda *a: [*order(*a), NoWaits()])
+    order = build.order_callbacks
+    monkeypatch.setattr(build, "order_callbacks", lambda *a: [*order(*a), NoWaits()])
     where = (f"learning={learning}", f"learning.cuda_graph={graph}", "data.batch_size=5")
     try:
         assert trained(tmp_path / "run", *QUIET, *where, "trainer.max_epochs=2")["test/elbo"]

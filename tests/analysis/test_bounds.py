@@ -7,9 +7,8 @@ import torch
 from conftest import at_optimum
 from torch import nn
 
-from vae.analysis.ais import ais, bidirectional
+from vae.analysis.ais import ais, bidirectional, draw_images
 from vae.analysis.bounds import Estimate, elbo_terms, importance_bounds, iwae, log_weights
-from vae.analysis.predictive_check import draw_images
 from vae.data.datamodule import ImageDataModule
 from vae.models.networks import Decoder, Encoder
 from vae.models.vae import VAE

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from comparison_runs import EVALUATION, changed, entries, folders, with_config
+from vae.reports.comparison.sigma import refit
 
 from vae.data.datamodule import ImageDataModule
 from vae.models.elbo import noise_per_image
@@ -15,7 +16,6 @@ from vae.reports.comparison.as_json import as_json
 from vae.reports.comparison.entries import Entry, compare, measure_entries
 from vae.reports.comparison.measure import TERMS, elbo_terms
 from vae.reports.comparison.selection import common_data
-from vae.reports.comparison.sigma import refit
 from vae.runs.folder import Run, load_run
 from vae.theory.ppca import PPCA
 

@@ -306,7 +306,7 @@ def test_what_no_page_can_show_is_told_before_the_work(runs, tmp_path):
     assert refused(f"run={runs['deep']}", page)[0].endswith(
         "takes runs=[<folder>,<folder>], not run="
     )
-    assert "makes 1 runs, and must make 2" in refused(f"runs=[{runs['deep']}]", page)[0]
+    assert "names 1 runs; a comparison takes 2" in refused(f"runs=[{runs['deep']}]", page)[0]
     for name, why in (
         ("file", "is a file, and must be a folder"),
         ("file/page", "Not a directory"),
@@ -465,7 +465,7 @@ def test_all_wrong_settings_are_reported_at_once_by_their_override(tmp_path):
     assert refused(f"run={tmp_path}", "samples.n=5")[1].startswith(
         "samples.n=5 must be more than samples.k=5"
     )
-    assert refused() == ["run=None must be a run folder, such as outputs/2030-01-31/12-00-00-deep"]
+    assert refused() == ["run: name a run folder, such as outputs/2030-01-31/12-00-00-deep"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from vae.runs.errors import UserError
 from vae.runs.settings import ExportSettings, settings_problems
 from vae.runs.signatures import argument_problems, signature_of
 from vae.runs.validation import Builder
-from vae.train import GROUP_NONE, build_run, train
+from vae.train import GROUP_NONE, train
+from vae.training.build import build_run
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 DATA = sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml"))

@@ -16,9 +16,10 @@ from vae.models.vae import VAE
 from vae.theory.linear import (
     AffineWeights,
     affine_weights,
+    kl_of_moments,
     kl_to_standard_normal,
     spectral_radius,
-    stationary_law,
+    stationary_distribution,
 )
 
 FORGOTTEN = 0.01  # share of the start below which a chain counts as having forgotten it
@@ -61,7 +62,7 @@ def kl_from_sample(z: Tensor, law: MultivariateNormal | None = None) -> KLEstima
 
     # 1. The plug-in, and its mean and variance were the law N(0, I).
     mean, covariance = z.mean(0), torch.cov(z.T, correction=0).reshape(m, m)
-    plug_in = plug_in_kl(mean, covariance)
+    plug_in = kl_of_moments(mean, covariance)
     half = half_degrees(n, m)
     bias = plug_in_bias(n, m)
     null_variance = 0.25 * (half.polygamma(1).sum().item() - 2 * m / n)
@@ -80,12 +81,6 @@ def kl_from_sample(z: Tensor, law: MultivariateNormal | None = None) -> KLEstima
     )
     se = max(math.sqrt(null_variance + added), jackknife_se(z))
     return KLEstimate(plug_in - bias, se, p.item())
-
-
-def plug_in_kl(mean: Tensor, covariance: Tensor) -> float:
-    """KL(N(mean [m], covariance [m, m]) ‖ N(0, I)) in nats."""
-    second = covariance.trace() + mean.square().sum()
-    return 0.5 * (second - len(mean) - covariance.logdet()).item()
 
 
 def half_degrees(n: int, m: int) -> Tensor:
@@ -114,7 +109,7 @@ def jackknife_se(z: Tensor, blocks: int = 64) -> float:
         left = n - len(part)
         mean = (total - part.sum(0)) / left
         covariance = (products - part.T @ part) / left - torch.outer(mean, mean)
-        estimates.append(plug_in_kl(mean, covariance) - plug_in_bias(left, m))
+        estimates.append(kl_of_moments(mean, covariance) - plug_in_bias(left, m))
     spread = torch.tensor(estimates, dtype=torch.float64).std(correction=0).item()
     return math.sqrt(len(parts) - 1) * spread
 
@@ -147,15 +142,10 @@ class Limit(NamedTuple):
         """Whether simulated chains left the finite numbers."""
         return self.has_limit is False and self.method != "exact"
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of kl."""
-        return max(0.0, self.kl - 1.96 * self.se), self.kl + 1.96 * self.se
-
 
 def exact_limit(model: VAE, weights: AffineWeights) -> Limit:
     """The limit of a linear encoder and decoder, from its stationary law."""
-    law = stationary_law(model, weights)
+    law = stationary_distribution(model, weights)
     if law is None:
         return Limit(math.inf, 0.0, 0.0, "exact", has_limit=False)
     kl = kl_to_standard_normal(law)

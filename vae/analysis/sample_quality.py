@@ -1,8 +1,8 @@
 """How good are the samples? Two sets of features compared, [N, d] each, real ones first.
 
-Features come from a classifier (vae/classifier.py), never from pixels: there a full-covariance
-Gaussian's noise scores like real images. Every metric depends on N, so it means something only
-next to the same metric of two real sets of the same size.
+Features come from a classifier (vae/analysis/classifier.py), never from pixels: there a Gaussian's
+noise of full covariance scores like real images. Every metric depends on N, so it means something
+only next to the same metric of two real sets of the same size.
 """
 
 import math

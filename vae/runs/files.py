@@ -1,4 +1,4 @@
-"""Small files of a run folder, written whole or not at all, read and written without torch."""
+"""Small files of a run folder, written atomically, read and written without torch."""
 
 import contextlib
 import itertools

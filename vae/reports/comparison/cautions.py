@@ -56,8 +56,8 @@ def mixing_caution(entry: Entry) -> str | None:
     # The verdict on the chain says which left the finite numbers.
     stayed = [t for t in entry.trainings if not (t.limit.ran_away or t.trace.diverged)]
     if without := [t for t in stayed if math.isinf(t.mixing.steps)]:
-        radius = max(t.trace.spectral_radius or math.inf for t in without)
-        return f"the chain has no limit (spectral radius {radius:.4f} ≥ 1){share(without, entry)}."
+        largest = max(t.trace.spectral_radius or math.inf for t in without)
+        return f"the chain has no limit (spectral radius {largest:.4f} ≥ 1){share(without, entry)}."
     if unresolved := [t for t in stayed if math.isnan(t.mixing.steps)]:
         steps = min(t.evaluation.get("chain/steps", STEPS) for t in unresolved)
         return (

@@ -56,7 +56,7 @@ def difference_cell(first: Entry, entry: Entry, key: str) -> Cell:
 
 
 def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
-    """Columns of the first table, a cell an entry."""
+    """Columns of the first table, a cell per entry."""
     first = entries[0]
 
     def difference(entry: Entry) -> Cell:
@@ -120,7 +120,7 @@ def some_trainings(number: int, n: int) -> str:
 
 
 def finals(entries: Sequence[Entry], split: str) -> list[list[Cell]]:
-    """A row an entry: each term, its paired difference to the first entry, the linear optimum."""
+    """A row per entry: each term, its paired difference to the first entry, the linear optimum."""
     rows = []
     for entry in entries:
         cells = []
@@ -136,7 +136,7 @@ def finals(entries: Sequence[Entry], split: str) -> list[list[Cell]]:
 
 
 def sigma_table(entries: Sequence[Entry]) -> list[list[Cell]]:
-    """A row an entry: sigma and test ELBO as trained and refitted, and the linear optimum at both.
+    """A row per entry: sigma and test ELBO as trained and refitted, and the linear optimum at both.
 
     Empty where no entry has a sigma.
     """
@@ -167,7 +167,7 @@ def sigma_cell(entry: Entry, key: str) -> Cell:
 
 
 def evaluation_table(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
-    """The single metrics of evaluation.json, a cell an entry, with their errors.
+    """The single metrics of evaluation.json, a cell per entry, with their errors.
 
     Its lists (KL per latent, covariances, classes over time) would widen the table past reading;
     like the differences to one other run, which the page has for all, they are in comparison.json.

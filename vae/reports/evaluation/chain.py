@@ -27,9 +27,9 @@ from vae.reports.evaluation.metrics import Metrics, Settings, progress
 from vae.theory.linear import (
     AffineWeights,
     affine_weights,
-    sample_law,
+    sample_gaussian,
     spectral_radius,
-    stationary_law,
+    stationary_distribution,
 )
 
 REPORTED_STEPS = (0, 1, 3, 10, 30, 100)  # and the last one
@@ -138,12 +138,12 @@ def stationary(model: VAE, weights: AffineWeights, n: int, seed: int) -> Metrics
     The chains start from the law itself: were it not the stationary one, they would leave it within
     the time 1/(1 − ρ) that they are given (200 steps at most).
     """
-    law = stationary_law(model, weights)
+    law = stationary_distribution(model, weights)
     if law is None:
         return {}
     pixels, encoder = (chain_generator(name, seed, model.device) for name in STREAMS[1:])
     steps = max(1, min(200, round(exact_mixing(weights).steps)))
-    states = sample_law(law, n, chain_generator("start", seed)).float()
+    states = sample_gaussian(law, n, chain_generator("start", seed)).float()
     ends = []
     for part in progress("long simulation")(states.split(1000)):
         for z, _ in run_chain(model, part.to(model.device), steps, pixels, encoder):
