@@ -46,6 +46,10 @@ class Batch(NamedTuple):
             return None
         return self.random(torch.rand, 1, *self.pixels.shape[1:])[0]
 
+    def training_images(self) -> Tensor:
+        """The images as a training step sees them, with fresh noise: float [B, C, H, W]."""
+        return as_images(self.pixels, self.transform, self.pixel_noise())
+
     def images(self) -> Tensor:
         """The images as a model sees them in validation and test: float [B, C, H, W]."""
         return as_images(self.pixels, self.transform, self.uniform)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vae.data.batches import Batch, as_batch, as_images
+from vae.data.batches import Batch, as_batch
 from vae.models import ELBO, VAE
 from vae.training.configured import ConfiguredModule
 from vae.training.graphed_loss import choose_loss
@@ -55,7 +55,7 @@ class LitVAE(ConfiguredModule):
         """The objective averaged over the batch; each image's terms go along, to be logged."""
         batch = as_batch(batch)
         eps = batch.random(torch.randn, self.objective.samples, self.model.latent_dim)  # [K, B, m]
-        x = as_images(batch.pixels, batch.transform, batch.pixel_noise())  # [B, C, H, W]
+        x = batch.training_images()  # [B, C, H, W]
         objective, log_likelihood, kl = self.compute_loss(x, eps, self.global_step)  # [B] each
         terms = {"objective": objective, "log_likelihood": log_likelihood, "kl": kl}
         self.terms = {name: term.detach() for name, term in terms.items()}
