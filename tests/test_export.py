@@ -128,7 +128,7 @@ def test_everything_wrong_is_told_at_once(tmp_path, monkeypatch):
     ]
     assert len(found) == 5
     assert all(any(line.startswith(start) for line in found) for start in expected)
-    assert refused("format=onx").startswith("run: name a run folder")
+    assert refused("format=onx").startswith("run=None must be a run folder")
     assert "did you mean onnx?" in refused("format=onx")
 
 

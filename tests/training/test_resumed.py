@@ -116,7 +116,9 @@ def test_a_limit_of_steps_is_told_where_it_matters(
     assert resumed_to(10) == []
     limits = "trainer.max_epochs=4, trainer.max_steps=10"
     assert resumed_to(10) == [f"nothing was left to train: {limits}"]
-    with pytest.raises(UserError, match=r"^trainer\.max_steps=9: .* has 10 steps behind it"):
+    with pytest.raises(
+        UserError, match=r"^trainer\.max_steps=9: .* has 10 steps of training already"
+    ):
         resumed_to(9)
     (line,) = resumed_to(100)  # the second epoch had two of its eight steps
     assert line.startswith("the run had ended within an epoch, and continues with the next")
@@ -205,7 +207,7 @@ def test_a_run_of_skipped_steps_alone_stops(tmp_path: Path, override: str) -> No
 
 def test_an_objective_of_the_whole_batch_is_refused(tmp_path: Path) -> None:
     config = settings(*SHORT, "objective._target_=test_resumed.Summed", "trainer.max_epochs=1")
-    with pytest.raises(ValueError, match=r"one value an image is asked for, \[B\], not \[\]"):
+    with pytest.raises(ValueError, match=r"expected one value per image, \[B\], not \[\]"):
         train(config, tmp_path)
 
 
