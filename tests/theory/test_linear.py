@@ -7,8 +7,9 @@ import torch
 from conftest import ROOT, at_optimum, build_model
 
 from vae.analysis.chain import local_gain, one_step_test, run_chain
+from vae.analysis.gaussian_kl import kl_from_sample
 from vae.analysis.latents import latent_statistics
-from vae.analysis.limit import autocorrelation_time, kl_from_sample
+from vae.analysis.limit import autocorrelation_time
 from vae.data.batches import as_images
 from vae.data.datamodule import ImageDataModule
 from vae.theory.linear import (

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vae.analysis.limit import KLEstimate, Limit, Mixing, chain_limit, chain_mixing, kl_from_sample
+from vae.analysis.gaussian_kl import KLEstimate, kl_from_sample
+from vae.analysis.limit import Limit, Mixing, chain_limit, chain_mixing
 from vae.models.elbo import kl_to_prior, rsample
 from vae.models.vae import VAE
 from vae.theory.linear import affine_weights, spectral_radius

@@ -70,6 +70,14 @@ def as_finite(value: int | None) -> int | None:
     return value if value is None or abs(value) < 1e300 else None
 
 
+def finite_number(value: Any) -> float | None:
+    """The value as a float; None for anything but a number, and where it is not finite, as an
+    integer larger than every float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if -1e300 < value < 1e300 else None
+
+
 def finite(value: Any) -> Any:
     """None for the numbers that are not finite, at any depth of dictionaries and lists."""
     if isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from vae.reports.comparison.measure import Training, measure
 from vae.reports.comparison.selection import group_runs
 from vae.reports.comparison.statistics import Difference, Measured, difference, standard_error
 from vae.runs.errors import UserError
+from vae.runs.files import finite_number
 from vae.runs.folder import Run
 
 
@@ -71,12 +71,7 @@ def learns_sigma(entry: Entry) -> bool:
 
 def value_of(training: Training, key: str) -> float | None:
     """A finite number from the metrics, or from evaluation.json where the metrics lack it."""
-    value: Any = training.metrics.get(key, training.evaluation.get(key))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if not -1e300 < value < 1e300:  # NaN, infinite, or an integer larger than every float
-        return None
-    return float(value)
+    return finite_number(training.metrics.get(key, training.evaluation.get(key)))
 
 
 def compare(a: Entry, b: Entry, key: str) -> Difference:

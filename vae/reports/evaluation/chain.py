@@ -14,12 +14,12 @@ from vae.analysis.chain import (
     run_chain,
 )
 from vae.analysis.classifier import Classifier
+from vae.analysis.gaussian_kl import kl_from_sample
 from vae.analysis.limit import (
     Limit,
     Mixing,
     chain_limit,
     exact_mixing,
-    kl_from_sample,
     measured_mixing,
 )
 from vae.models.vae import VAE
