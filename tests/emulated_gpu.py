@@ -270,7 +270,7 @@ def emulated_gpu() -> Iterator[EmulatedGPU]:
         stack.enter_context(mock.patch(grouping, side_effect=group_by_device))
         state = mock.patch("torch.cuda.get_rng_state", side_effect=lambda _: torch.get_rng_state())
         stack.enter_context(state)
-        stack.enter_context(mock.patch("vae.training.loss_graphs.record", record))
+        stack.enter_context(mock.patch("vae.training.cuda_graphs.record", record))
         for name in ("get_sync_debug_mode", "set_sync_debug_mode"):
             setting = mock.patch(f"torch.cuda.{name}", getattr(mode, name))
             stack.enter_context(setting)

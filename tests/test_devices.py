@@ -220,11 +220,11 @@ def within_steps(
     monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str
 ) -> tuple[Counter[str], Counter[str], int]:
     """Waits and copies within the epoch of a run of 80 steps, and the number of steps."""
-    import vae.train
+    from vae.training import build
 
     with emulated_gpu() as gpu:
-        within, order = Within(gpu), vae.train.order_callbacks
-        monkeypatch.setattr(vae.train, "order_callbacks", lambda *a: [within, *order(*a), within])
+        within, order = Within(gpu), build.order_callbacks
+        monkeypatch.setattr(build, "order_callbacks", lambda *a: [within, *order(*a), within])
         fitted(folder, "gpu", *QUIET, "data.batch_size=5", *overrides)
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return within.waits, within.copies, checkpoint["global_step"]

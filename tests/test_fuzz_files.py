@@ -21,7 +21,7 @@ import vae
 from vae.compare import compare
 from vae.evaluate import evaluate
 from vae.export import export
-from vae.jobs import job
+from vae.jobs import run_job
 from vae.runs.errors import RunError, UserError
 from vae.runs.folder import saved_config
 from vae.summary import summary
@@ -53,7 +53,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = settings(*SHORT, *more, *(["model.decoder.hidden=[8]"] if more else []))
         OmegaConf.save(config, run / ".hydra" / "config.yaml")
         (run / ".hydra" / "overrides.yaml").write_text(f"[model.latent_dim=2, model.name={name}]")
-        assert job(train, config, run) is not None
+        assert run_job(train, config, run) is not None
         evaluate(composed("evaluate", f"run={run}", *JUDGED))
     return folder
 
@@ -84,7 +84,7 @@ def commands(sweep: Path, out: Path) -> dict[str, Callable[[], Any]]:
         "load_run": lambda: vae.load_run(run),
         "summary": lambda: summary(composed("summary", f"sweep={sweep}")),
         "resume": lambda: train(saved_config(run, [], today()), run),
-        "job": lambda: job(train, today(), run),
+        "job": lambda: run_job(train, today(), run),
         "evaluate": lambda: evaluate(composed("evaluate", f"run={run}", *JUDGED)),
         "compare": lambda: compare(
             composed("compare", f"runs=[{run},{sweep / 'other'}]", f"out={out}")

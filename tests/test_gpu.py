@@ -21,7 +21,7 @@ from conftest import FIGURES, ROOT, composed, settings, timeless_metrics, train_
 from vae.data.datamodule import ImageDataModule
 from vae.evaluate import evaluate
 from vae.export import export
-from vae.training import LitVAE, loss_graphs
+from vae.training import LitVAE, cuda_graphs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -79,7 +79,7 @@ def test_replayed_steps_are_launched_ones(overrides: tuple[str, ...], tmp_path: 
     """The same noise and, but for rounding, the same numbers."""
     short = (*QUIET, "data.batch_size=50", "trainer.max_epochs=3", *overrides)
     launched = trained(tmp_path / "launched", *short, "learning.cuda_graph=false")
-    with mock.patch.object(loss_graphs, "record", wraps=loss_graphs.record) as recorded:
+    with mock.patch.object(cuda_graphs, "record", wraps=cuda_graphs.record) as recorded:
         replayed = trained(tmp_path / "replayed", *short, "learning.cuda_graph=true")
     assert recorded.called
     assert replayed == pytest.approx(launched, rel=1e-4, abs=1e-4)
@@ -102,10 +102,10 @@ class NoWaits(L.Callback):
 def test_no_step_waits_for_the_device(
     learning: str, graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vae.train
+    from vae.training import build
 
-    order = vae.train.order_callbacks
-    monkeypatch.setattr(vae.train, "order_callbacks", lambda *a: [*order(*a), NoWaits()])
+    order = build.order_callbacks
+    monkeypatch.setattr(build, "order_callbacks", lambda *a: [*order(*a), NoWaits()])
     where = (f"learning={learning}", f"learning.cuda_graph={graph}", "data.batch_size=5")
     try:
         assert trained(tmp_path / "run", *QUIET, *where, "trainer.max_epochs=2")["test/elbo"]

@@ -18,13 +18,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vae import multirun
-from vae.jobs import job
+from vae.jobs import run_job
 from vae.multirun import Sweep
 from vae.reports.sweep.groups import read
 from vae.reports.sweep.runs import read_run
 from vae.runs.errors import UserError
 from vae.runs.gpu import acquire_free_gpu
-from vae.training.dashboard import FIRST, OTHERS
+from vae.training.tensorboard import MAIN_COLUMNS, MORE_COLUMNS
 
 SHORT = ["data=digits", "trainer.accelerator=cpu", "trainer.max_epochs=1", "callbacks=none"]
 
@@ -108,7 +108,7 @@ def test_tensorboard_shows_every_run_with_hyperparameters_and_final_timeless_met
         events = EventAccumulator(str(serial[0] / run.folder / "tensorboard")).Reload()
         content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
         shown = HParamsPluginData.FromString(content).session_start_info.hparams
-        settings_of = {**FIRST, **OTHERS}
+        settings_of = {**MAIN_COLUMNS, **MORE_COLUMNS}
         for column in ("latent_dim", "sigma", "seed"):
             assert shown[column].number_value == run.value(settings_of[column])
         assert shown["model"].string_value == run.model
@@ -243,24 +243,24 @@ def test_a_job_tells_what_was_unforeseen_and_runs_again(tmp_path, caplog):
     def never(config, folder):
         raise AssertionError("a finished run was run again")
 
-    assert job(broken, settings(), tmp_path) is None
+    assert run_job(broken, settings(), tmp_path) is None
     record = json.loads((tmp_path / "job.json").read_text())
     assert (record["state"], record["exit_code"]) == ("failed", 1)
     assert record["problems"] == ["ZeroDivisionError: no such luck"]
     assert "Traceback" in caplog.text
-    assert job(works, settings(), tmp_path) == -5.0
+    assert run_job(works, settings(), tmp_path) == -5.0
     assert json.loads((tmp_path / "job.json").read_text())["state"] == "finished"
-    assert job(never, settings("callbacks=default", "data.root=elsewhere"), tmp_path) == -5.0
+    assert run_job(never, settings("callbacks=default", "data.root=elsewhere"), tmp_path) == -5.0
 
     (tmp_path / ".hydra").mkdir()
-    assert job(never, settings("trainer.max_epochs=9"), tmp_path) is None
+    assert run_job(never, settings("trainer.max_epochs=9"), tmp_path) is None
     problem = json.loads((tmp_path / "job.json").read_text())["problems"][0]
     assert problem.endswith(
         "holds a finished run with other settings of trainer.max_epochs; sweep into another folder"
     )
     assert read_run(tmp_path, tmp_path).state == "failed"
     assert OmegaConf.load(tmp_path / ".hydra" / "config.yaml").trainer.max_epochs == 30
-    assert job(never, settings(), tmp_path) == -5.0
+    assert run_job(never, settings(), tmp_path) == -5.0
 
 
 def test_one_job_a_gpu(monkeypatch):
@@ -297,30 +297,30 @@ def stop(config, folder):
 
 
 def test_a_failed_job_that_is_resumed_by_itself_is_finished(tmp_path):
-    assert job(refuse, settings(), tmp_path) is None
+    assert run_job(refuse, settings(), tmp_path) is None
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save(settings(), tmp_path / ".hydra" / "config.yaml")
     assert read_run(tmp_path, tmp_path).state == "failed"
     (tmp_path / "metrics.json").write_text('{"val/elbo": -5.0}')
     assert read_run(tmp_path, tmp_path).state == "finished"
-    assert job(refuse, settings(), tmp_path) == -5.0
+    assert run_job(refuse, settings(), tmp_path) == -5.0
     assert json.loads((tmp_path / "job.json").read_text())["state"] == "finished"
 
 
 def test_a_job_that_runs_out_of_memory_is_named_so(tmp_path):
-    assert job(run_out_of_memory, settings(), tmp_path) is None
+    assert run_job(run_out_of_memory, settings(), tmp_path) is None
     (problem,) = json.loads((tmp_path / "job.json").read_text())["problems"]
     assert problem.startswith("out of memory (RuntimeError: DefaultCPUAllocator: ")
 
 
 def test_a_job_that_is_told_to_stop_was_not_killed(tmp_path):
     with pytest.raises(SystemExit):
-        job(stop, settings(), tmp_path)
+        run_job(stop, settings(), tmp_path)
     assert json.loads((tmp_path / "job.json").read_text())["state"] == "stopped"
 
 
 def test_a_diverged_job_gives_a_sweeper_no_value(tmp_path):
-    assert job(lambda config, folder: {"val/elbo": math.nan}, settings(), tmp_path) is None
+    assert run_job(lambda config, folder: {"val/elbo": math.nan}, settings(), tmp_path) is None
 
 
 def test_a_job_waits_for_a_worker_that_outlived_its_sweep(tmp_path):
@@ -336,7 +336,7 @@ def test_a_job_waits_for_a_worker_that_outlived_its_sweep(tmp_path):
     worker = threading.Thread(target=orphan)
     worker.start()
     held.wait()
-    assert job(refuse, settings(), tmp_path) == -7.0
+    assert run_job(refuse, settings(), tmp_path) == -7.0
     worker.join()
 
 

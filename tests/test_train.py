@@ -19,7 +19,7 @@ from vae.data.datamodule import ImageDataModule
 from vae.runs.checkpoints import LAST
 from vae.runs.errors import UserError
 from vae.theory.ppca import PPCA, Spectrum
-from vae.train import cli, resumed, train
+from vae.train import cli, expand_resume, train
 
 
 def test_files_of_the_run_folder(short_run: ShortRun):
@@ -169,16 +169,19 @@ def test_no_thread_computes_with_denormal_numbers(tmp_path: Path):
 
 
 def test_resume_works_in_the_folder_and_keeps_its_settings():
-    assert resumed(["resume=a/b", "trainer.max_epochs=9"]) == [
+    assert expand_resume(["resume=a/b", "trainer.max_epochs=9"]) == [
         "resume=a/b",
         "hydra.run.dir=a/b",
         "hydra.output_subdir=null",
         "trainer.max_epochs=9",
     ]
-    assert resumed(["resume=a", "--cfg", "job"])[-2:] == ["--cfg", "job"]  # flags stay the last
-    assert resumed(["model=deep"]) == ["model=deep"]
+    assert expand_resume(["resume=a", "--cfg", "job"])[-2:] == [
+        "--cfg",
+        "job",
+    ]  # flags stay the last
+    assert expand_resume(["model=deep"]) == ["model=deep"]
     with pytest.raises(UserError, match=r"hydra\.run\.dir=c: resume=a/b works in the run's own"):
-        resumed(["resume=a/b", "hydra.run.dir=c"])
+        expand_resume(["resume=a/b", "hydra.run.dir=c"])
 
 
 def test_a_resumed_run_without_a_checkpoint_says_that_it_starts_over(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vae.data import ImageDataModule
     from vae.models import VAE, Decoder, Encoder
     from vae.plots.latents import interpolation_figure, traversal_figure
+    from vae.reports.sweep.runs import read_sweep
     from vae.runs.folder import Run, load_data, load_run
     from vae.training import LitVAE
 
@@ -33,6 +34,7 @@ __all__ = [
     "interpolations",
     "load_data",
     "load_run",
+    "read_sweep",
     "traversal_figure",
     "traversals",
 ]
@@ -47,6 +49,7 @@ MODULES = {
     "interpolations": "vae.analysis.latents",
     "load_data": "vae.runs.folder",
     "load_run": "vae.runs.folder",
+    "read_sweep": "vae.reports.sweep.runs",
     "traversal_figure": "vae.plots.latents",
     "traversals": "vae.analysis.latents",
 }

@@ -48,7 +48,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
 def evaluate_many(job: Any, evaluator: Any) -> dict[str, dict[str, Any]]:
     """Each run in turn, a line each; what is done stays done when the command is stopped."""
-    from vae.reports.evaluation.load import done
+    from vae.reports.evaluation.load import earlier_metrics
     from vae.reports.evaluation.table import line, many_table
 
     for problem in job.left_out:
@@ -56,7 +56,7 @@ def evaluate_many(job: Any, evaluator: Any) -> dict[str, dict[str, Any]]:
     found, failed = {}, []
     for i, folder in enumerate(job.folders, 1):
         place = f"[{i}/{len(job.folders)}] {folder}"
-        metrics = done(folder, job.settings)
+        metrics = earlier_metrics(folder, job.settings)
         if metrics:
             print(f"{place}: done before, {line(metrics)}", flush=True)
         else:

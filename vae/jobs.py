@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 WAIT_FOREVER = -1
 
 
-def job(
+def run_job(
     train: Callable[[DictConfig, Path], dict[str, float]], config: DictConfig, folder: Path
 ) -> float | None:
     """One job of a multirun: its validation ELBO for the sweeper, None where it failed or the ELBO
@@ -37,7 +37,7 @@ def job(
         # 1. Settings.
         if config.get("threads") is None:
             config.threads = 1  # the result depends neither on the launcher nor on the cores
-        refuse_several_devices(config)
+        check_single_device(config)
         settings: Any = OmegaConf.to_container(config, resolve=True)
         with folder_lock(folder, timeout=WAIT_FOREVER):  # a worker may outlive a killed sweep
             # 2. A finished run is left alone.
@@ -56,13 +56,13 @@ def job(
             write_job(folder, "finished", settings, seconds=time.perf_counter() - started)
             return finite_elbo(metrics)
     except FinishedWithOtherSettings as error:
-        failed(folder, error.problems, exit_code=2, refused=True)
+        record_failure(folder, error.problems, exit_code=2, refused=True)
     except UserError as error:
-        failed(folder, error.problems, exit_code=2)
+        record_failure(folder, error.problems, exit_code=2)
     except RunError as error:
-        failed(folder, [str(error)], exit_code=1)
+        record_failure(folder, [str(error)], exit_code=1)
     except Exception as error:  # unforeseen: with its traceback
-        failed(folder, [describe(error)], exit_code=1, bug=error)
+        record_failure(folder, [describe(error)], exit_code=1, bug=error)
     except BaseException:  # a signal: the run has saved what it had
         write_job(folder, "stopped", read_json(folder / "job.json").get("settings"))
         raise
@@ -88,7 +88,7 @@ def describe(error: Exception) -> str:
     return text
 
 
-def failed(
+def record_failure(
     folder: Path,
     problems: Any,
     exit_code: int,
@@ -142,7 +142,7 @@ def restore_settings(folder: Path, settings: dict[str, Any]) -> None:
         atomic_write(folder / SETTINGS, text)
 
 
-def refuse_several_devices(config: DictConfig) -> None:
+def check_single_device(config: DictConfig) -> None:
     """Raise UserError unless a job computes on one device, as jobs of a multirun must."""
     devices, nodes = config.trainer.get("devices", 1), config.trainer.get("num_nodes", 1)
     one = devices in (1, "1") or (OmegaConf.is_list(devices) and len(devices) == 1)

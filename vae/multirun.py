@@ -10,15 +10,15 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vae.jobs import describe, refuse_several_devices
-from vae.runs.errors import UserError
+from vae.jobs import check_single_device, describe
+from vae.runs.errors import UserError, report_errors
 from vae.runs.files import (
     SETTINGS,
     folder_lock,
@@ -40,26 +40,27 @@ class Sweep(Callback):
     code.
     """
 
+    @report_errors
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """A single run gets a folder that no other run has, or resumes in its own."""
-        refuse_unswept(config)
+        check_not_a_sweep(config)
         folder = Path(config.hydra.run.dir)
         resumes = config.get("resume") is not None
         if resumes and Path(config.resume).resolve() != folder.resolve():
-            exit_with_usage_error(
+            raise UserError(
                 f"resume={config.resume}: call vae.train.cli(), which `python -m vae.train` does; "
                 "main() alone works in another folder"
             )
         if resumes and not (folder / SETTINGS).is_file():
-            exit_with_usage_error(f"resume={folder} is no run folder: it has no {SETTINGS}")
+            raise UserError(f"resume={folder} is no run folder: it has no {SETTINGS}")
         if not resumes and is_rank_zero():
             if (folder / "metrics.json").exists():
-                exit_with_usage_error(
+                raise UserError(
                     f"hydra.run.dir={folder} holds a finished run; resume={folder} "
                     "trainer.max_epochs=N trains it longer, another folder keeps both"
                 )
             if (folder / "checkpoints" / "last.ckpt").exists():
-                exit_with_usage_error(
+                raise UserError(
                     f"hydra.run.dir={folder} holds an unfinished run; resume={folder} resumes it"
                 )
         setting = "resume" if resumes else "hydra.run.dir"
@@ -70,19 +71,17 @@ class Sweep(Callback):
                     config.hydra.run.dir = str(folder)
             FOLDER_LOCKS.enter_context(folder_lock(folder, setting))
 
+    @report_errors
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """A sweep gets a folder that no other sweep has, or the one that was named."""
         if config.get("resume") is not None:
-            exit_with_usage_error(
+            raise UserError(
                 "resume= is for a single run; the same multirun with hydra.sweep.dir=<its folder> "
                 "resumes a sweep"
             )
-        try:
-            refuse_several_devices(config)
-        except UserError as error:
-            exit_with_usage_error(str(error))
+        check_single_device(config)
         if str(sweeper(config).get("direction", "")).endswith("minimize"):
-            exit_with_usage_error(
+            raise UserError(
                 "hydra.sweeper.direction=minimize looks for the worst validation ELBO; "
                 "use hydra/sweeper=optuna_search, or hydra.sweeper.direction=maximize"
             )
@@ -90,11 +89,11 @@ class Sweep(Callback):
         given = OverridesParser.create().parse_overrides([*params, *overrides(config)])
         several = any(override.is_sweep_override() for override in given)
         if several and "${" not in raw(config.hydra.sweep)["subdir"]:
-            exit_with_usage_error(
+            raise UserError(
                 f"hydra.sweep.subdir={config.hydra.sweep.subdir} is one folder for all jobs of a "
                 "sweep; ${hydra.job.num} or ${hydra.job.override_dirname} in it tells them apart"
             )
-        refuse_intervals(config, given)
+        check_no_intervals(config, given)
         folder = Path(config.hydra.sweep.dir)
         with usage_errors("hydra.sweep.dir", folder):
             if is_stamped(config.hydra.sweep):
@@ -133,32 +132,30 @@ class Sweep(Callback):
 
 @contextlib.contextmanager
 def usage_errors(setting: str, folder: Path) -> Iterator[None]:
-    """Ends the process in a line where the folder cannot be made, written or held."""
+    """An OSError as a UserError that names the setting: the folder cannot be made or written."""
     try:
         yield
-    except UserError as error:
-        exit_with_usage_error(str(error))
     except OSError as error:
-        exit_with_usage_error(f"{setting}={folder}: {error.strerror or error}")
+        raise UserError(f"{setting}={folder}: {error.strerror or error}") from error
 
 
-def refuse_unswept(config: DictConfig) -> None:
+def check_not_a_sweep(config: DictConfig) -> None:
     """An experiment made for a multirun lists what it sweeps in hydra.sweeper.params."""
     given = {split_override(override)[0] for override in overrides(config)}
     swept = [f"{k}={v}" for k, v in swept_by_default(config).items() if k not in given]
     if swept:
-        exit_with_usage_error(
+        raise UserError(
             f"these settings are for a multirun over {' '.join(swept)}: add -m to the command"
         )
 
 
-def refuse_intervals(config: DictConfig, given: list[Override]) -> None:
+def check_no_intervals(config: DictConfig, given: list[Override]) -> None:
     """Hydra's own sweeper takes lists and ranges alone and would end in a traceback."""
     if not str(sweeper(config).get("_target_", "")).endswith("BasicSweeper"):
         return
     for override in given:
         if override.is_interval_sweep():
-            exit_with_usage_error(
+            raise UserError(
                 f"{override.input_line}: an interval is for a sweeper that searches; give values "
                 "(a,b,c), or add hydra/sweeper=optuna_search"
             )
@@ -202,8 +199,3 @@ def report_cut_short(folder: Path) -> None:
         f"the sweep ended early; the same command with hydra.sweep.dir={folder} resumes it",
         file=sys.stderr,
     )
-
-
-def exit_with_usage_error(line: str) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)

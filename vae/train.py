@@ -3,7 +3,6 @@
 python -m vae.train model=baseline|deep [any.key=value …]
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae import config_folder
 from vae.command import command
-from vae.jobs import job
+from vae.jobs import run_job
 from vae.runs.errors import UserError, report_errors
 
 
@@ -25,7 +24,7 @@ def main(config: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     if hydra_config.mode == RunMode.MULTIRUN:
-        return job(train, config, folder)
+        return run_job(train, config, folder)
     from vae.runs import files
     from vae.runs.checkpoints import LAST
     from vae.runs.folder import discard_empty_run, saved_config
@@ -66,8 +65,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     from vae.runs import files
     from vae.runs import folder as runs
     from vae.runs.checkpoints import check_checkpoints
-    from vae.training.devices import lightning_refusals
-    from vae.training.keep import keep_average, load_kept
+    from vae.training.best_weights import load_best_weights, save_swa_average
+    from vae.training.build import build_run, check_test_limit
+    from vae.training.devices import translate_lightning_errors
     from vae.training.loggers import logger_context
     from vae.training.progress import silence_lightning
 
@@ -84,7 +84,12 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     model = module.model
 
     # 3. Training.
-    with files.folder_lock(folder), signals, logger_context(trainer.logger), lightning_refusals():
+    with (
+        files.folder_lock(folder),
+        signals,
+        logger_context(trainer.logger),
+        translate_lightning_errors(),
+    ):
         check_test_limit(trainer, data)
         if resume is not None:
             check_checkpoints(model, trainer.max_epochs, trainer.max_steps, folder)
@@ -96,10 +101,10 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
             environment["precision"] = trainer.precision  # which one `fastest` was
             files.write_json(folder / "environment.json", environment)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-        keep_average(trainer, module, folder)
+        save_swa_average(trainer, module, folder)
 
         # 4. Testing, on all three splits.
-        tested = load_kept(trainer, module, folder)
+        tested = load_best_weights(trainer, module, folder)
         trainer.test(module, data, verbose=False)
         metrics = module.test_metrics | run_table.run_metrics(trainer, module, data)
         if first:
@@ -111,126 +116,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     return metrics
 
 
-def check_test_limit(trainer: Any, data: Any) -> None:
-    """Raise UserError where a fraction of a split's test batches is none: known before training."""
-    limit = trainer.limit_test_batches
-    if not 0 < limit < 1:  # a fraction
-        return
-    data.setup("test")
-    for split, loader in zip(data.test_splits, data.test_dataloader(), strict=True):
-        if limit * len(loader) < 1:
-            raise UserError(
-                f"trainer.limit_test_batches={limit}: less than one of the {len(loader)} batches "
-                f"of {split} images, which are tested too"
-            )
-
-
-def build_run(config: DictConfig, folder: Path) -> tuple[Any, ...]:
-    """Data module, LightningModule, Trainer, signal handler, and the checkpoint to resume from.
-
-    Raises UserError with every problem of the settings at once.
-    """
-    import torch
-
-    from vae.models.vae import count_parameters
-    from vae.runs.checkpoints import LAST, checkpoint_to_resume
-    from vae.runs.validation import Builder, incompatibilities
-    from vae.training import loggers
-    from vae.training.blocks import BlockTraining, block_problems
-    from vae.training.checkpoints import AtomicCheckpointIO
-    from vae.training.devices import resolve_precision, unavailable
-    from vae.training.hooks import NoProfiler, skip_empty_hooks
-    from vae.training.resume import without_finders
-    from vae.training.schedules import as_schedule
-    from vae.training.shutdown import SignalHandler
-
-    # 1. What is trained, on which data.
-    build = Builder(config)
-    build.require("data", "model", "objective", "optimizer", "learning", "seed", "trainer")
-    build.seed()
-    data = build("data", seed=config.seed)
-    model = build("model")
-    build.problems += incompatibilities(model, data)
-    parts = {"objective": build("objective"), "optimizer": build("optimizer")}
-    node = build.config["scheduler"] if build("scheduler") is not None else None
-    parts["scheduler"] = as_schedule(node, build.instantiate)
-
-    # 2. What goes along: callbacks, the logger, signals.
-    resume = checkpoint_to_resume(folder)
-    chosen = loggers.build_loggers(build, folder, resume)
-    logger = loggers.FaultTolerantLogger(chosen, build.config, folder, resume)
-    signals = SignalHandler(folder / LAST, build.config.get("save_every_n_steps", 0))
-    callbacks = build.each("callbacks")
-    if resume is not None:
-        callbacks = without_finders(callbacks, build.problems)
-    callbacks = order_callbacks(callbacks, build.config, signals, folder)
-
-    # 3. The Trainer.
-    settings = build.config["trainer"]
-    build.problems += unavailable(settings)
-    settings["precision"] = resolve_precision(
-        settings.get("precision", "32-true"),
-        settings.get("accelerator", "auto"),
-        count_parameters(model) if model is not None else 0,
-    )
-    trainer = build(
-        "trainer",
-        callbacks=callbacks,
-        logger=logger,
-        plugins=[AtomicCheckpointIO()],
-        profiler=settings.get("profiler") or NoProfiler(),
-        default_root_dir=str(folder),
-    )
-    build.finish(folder)
-    skip_empty_hooks(trainer.callbacks)
-    module = build("learning", model=model, **parts)
-    build.problems += block_problems(trainer) if isinstance(module, BlockTraining) else []
-    build.finish(folder)
-    kept = ("model", "objective", "optimizer", "scheduler")
-    module.hparams.update({name: build.config.get(name) for name in kept})
-
-    # 4. The processor.
-    if trainer.strategy.root_device.type == "cpu":
-        # Lightning has torch look for NVIDIA's library, and Adam asks at every step: 5 % of a small
-        # model's time.
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-    if threads := build.config.get("threads"):
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that DDP starts
-        torch.set_num_threads(threads)
-    return data, module, trainer, signals, resume
-
-
-def order_callbacks(chosen: list[Any], config: dict[str, Any], signals: Any, folder: Path) -> list:
-    """The chosen callbacks and those of every run, in the order that their hooks need.
-
-    Pictures are drawn before WeightAveraging takes its weights back; a checkpoint within an epoch
-    is saved after everything else has seen the batch.
-    """
-    from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
-
-    from vae.training.checkpoints import BestAndLast
-    from vae.training.finite import FiniteCheck
-    from vae.training.history import History
-    from vae.training.resume import ExactResume
-
-    settings = config["trainer"]
-    if settings.get("enable_progress_bar") is False:
-        chosen = [c for c in chosen if not isinstance(c, ProgressBar)]
-    for callback in chosen:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(folder / "checkpoints")
-    averaging = [c for c in chosen if isinstance(c, WeightAveraging)]
-    others = [c for c in chosen if c not in averaging]
-    always = [FiniteCheck(config.get("skip_bad_steps", False)), ExactResume()]
-    best = [] if settings.get("enable_checkpointing") is False else [BestAndLast(folder)]
-    return [History(folder), *others, *always, *averaging, signals, *best]
-
-
 GROUP_NONE = {"logger=false": "logger=none"}  # beyond Hydra's own grammar for groups
 GROUP_NONE |= {f"{group}=null": f"{group}=none" for group in ("logger", "scheduler", "callbacks")}
 
 
-def resumed(arguments: list[str]) -> list[str]:
+def expand_resume(arguments: list[str]) -> list[str]:
     """Arguments for Hydra: `resume=<run folder>` works in that folder and keeps its settings.
 
     Raises UserError where they name another folder too, and in a sweep.
@@ -240,7 +130,10 @@ def resumed(arguments: list[str]) -> list[str]:
     if not folders:
         return arguments
     if {"-m", "--multirun"} & {*arguments}:
-        raise UserError("resume= takes one run; the sweep's own command again resumes a sweep")
+        raise UserError(
+            "resume= takes one run; to resume a sweep, repeat its command with "
+            "hydra.sweep.dir=<its folder>"
+        )
     resume, here = f"resume={folders[-1]}", f"hydra.run.dir={folders[-1]}"
     for argument in arguments:
         if argument.startswith("hydra.run.dir=") and argument != here:
@@ -250,7 +143,7 @@ def resumed(arguments: list[str]) -> list[str]:
 
 
 @report_errors
-def refuse_no_choice(arguments: list[str]) -> None:
+def check_group_choices(arguments: list[str]) -> None:
     """Hydra would answer model=null with a traceback."""
     groups = {f"{path.name}=null" for path in Path(config_folder()).iterdir() if path.is_dir()}
     if found := sorted(groups & {*arguments}):
@@ -260,8 +153,8 @@ def refuse_no_choice(arguments: list[str]) -> None:
 
 def cli() -> None:
     """The command, as `python -m vae.train` and as the console script `vae-train`."""
-    sys.argv[1:] = report_errors(resumed)(sys.argv[1:])
-    refuse_no_choice(sys.argv[1:])
+    sys.argv[1:] = report_errors(expand_resume)(sys.argv[1:])
+    check_group_choices(sys.argv[1:])
     main()
 
 

@@ -7,9 +7,8 @@ import torch
 from conftest import at_optimum
 from torch import nn
 
-from vae.analysis.ais import ais, bidirectional
+from vae.analysis.ais import ais, bidirectional, draw_images
 from vae.analysis.bounds import Estimate, elbo_terms, importance_bounds, iwae, log_weights
-from vae.analysis.predictive_check import draw_images
 from vae.data.datamodule import ImageDataModule
 from vae.models.networks import Decoder, Encoder
 from vae.models.vae import VAE
@@ -242,3 +241,8 @@ def test_parameters_get_no_gradients_from_ais(trained, digits):
     model = VAE(Encoder(4), nn.Sequential(nn.Linear(4, 784), nn.Unflatten(1, (1, 28, 28))), 4, 0.5)
     ais(model, digits[:2], chains=2, distributions=3)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_one_chain_of_ais_says_nothing_about_its_error(trained, digits):
+    assert ais(trained, digits[:2], chains=1, distributions=3).se.isnan().all()
+    assert ais(trained, digits[:2], chains=2, distributions=3).se.isfinite().all()

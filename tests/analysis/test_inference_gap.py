@@ -7,15 +7,15 @@ import torch
 from conftest import at_optimum
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from vae.analysis.ais import bidirectional
+from vae.analysis.ais import bidirectional, draw_images
 from vae.analysis.bounds import ControlVariate, Proposal, control_variate, iwae, log_weights
 from vae.analysis.inference_gap import (
     best_linear_proposal,
     inference_gap,
     linear_inference_gap,
     optimise_proposal,
+    tight_log_p,
 )
-from vae.analysis.predictive_check import draw_images, tight_log_p
 from vae.analysis.refit import reconstruction_errors, refit_sigma
 from vae.models.likelihoods import Bernoulli, Likelihood
 from vae.models.networks import Decoder, Encoder
@@ -105,14 +105,14 @@ def test_weights_of_a_correlated_proposal_are_densities(trained, images):
     x = images[:3]
     q = optimise_proposal(trained, x, steps=3, correlated=True, generator=seeded())
     found = log_weights(trained, x, 5, seeded(1), q)
-    z = q.place(q.noise(5, seeded(1)))
+    z = q.from_noise(q.sample_noise(5, seeded(1)))
     factor = torch.diag_embed(q.scale) @ q.factor
     density = MultivariateNormal(q.loc[:, None], scale_tril=factor[:, None]).log_prob(z)
     prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
     rows = x.repeat_interleave(5, 0)
     likelihood = trained.decode(z.flatten(0, 1)).log_prob(rows).flatten(1).sum(1).view(3, 5)
     torch.testing.assert_close(found, likelihood + prior - density, rtol=0, atol=1e-3)
-    torch.testing.assert_close(q.noise_at(z), q.noise(5, seeded(1)), rtol=0, atol=1e-4)
+    torch.testing.assert_close(q.to_noise(z), q.sample_noise(5, seeded(1)), rtol=0, atol=1e-4)
 
 
 class Laplace(Likelihood):

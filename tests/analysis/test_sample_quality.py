@@ -59,6 +59,8 @@ def test_neighbours_of_points_on_a_line_by_hand():
     assert found.coverage.tolist() == [1, 1, 0, 1]
     assert found.nn_real.tolist() == [0, 0, 1, 0]
     assert found.nn_fake.tolist() == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="need more than 4 images of both kinds"):
+        neighbours(real, fake, k=4)
 
 
 def test_a_sample_of_one_mode_is_precise_but_covers_half():

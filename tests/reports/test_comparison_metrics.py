@@ -9,13 +9,13 @@ import pytest
 import torch
 from comparison_runs import EVALUATION, changed, entries, folders, with_config
 
+from vae.analysis.refit import ReconstructionErrors
 from vae.data.datamodule import ImageDataModule
 from vae.models.elbo import noise_per_image
 from vae.reports.comparison.as_json import as_json
 from vae.reports.comparison.entries import Entry, compare, measure_entries
 from vae.reports.comparison.measure import TERMS, elbo_terms
 from vae.reports.comparison.selection import common_data
-from vae.reports.comparison.sigma import refit
 from vae.runs.folder import Run, load_run
 from vae.theory.ppca import PPCA
 
@@ -61,12 +61,8 @@ def test_the_refitted_sigma_of_the_linear_optimum_is_the_closed_form(
     discarded = digits.spectrum().eigenvalues[m:].sum().item()
     error = m * oracle.sigma**2 + discarded
     log_likelihood = -392 * math.log(2 * math.pi * oracle.sigma**2) - error / (2 * oracle.sigma**2)
-    per_image = {
-        f"{split}/{key}": torch.full((3,), value, dtype=torch.float64)
-        for split in ("val", "test")
-        for key, value in (("log_likelihood", log_likelihood), ("kl", 5.0))
-    }
-    refitted = refit(oracle.sigma, (1, 28, 28), per_image)
+    values = (torch.full((3,), value, dtype=torch.float64) for value in (log_likelihood, 5.0))
+    refitted = ReconstructionErrors.from_log_likelihood(*values, 784, oracle.sigma)
     assert refitted.sigma == pytest.approx(oracle.sigma, abs=1e-6)
 
 

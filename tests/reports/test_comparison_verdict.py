@@ -18,11 +18,11 @@ from comparison_runs import (
 from vae.analysis.chain import ChainTrace, prior_latents, simulate
 from vae.analysis.limit import Limit, Mixing
 from vae.models.likelihoods import Gaussian
-from vae.reports.comparison import cautions, chain_verdict, verdict
+from vae.reports.comparison import cautions, chain_verdict, tables, verdict
 from vae.reports.comparison.entries import Entry
 from vae.reports.comparison.likelihood_verdict import log_likelihood
 from vae.reports.comparison.measure import Training
-from vae.reports.comparison.sample_verdict import samples
+from vae.reports.comparison.sample_verdict import MEASURES, Judgement, judge, samples
 from vae.runs.folder import load_run
 
 
@@ -71,8 +71,11 @@ def test_trainings_that_scatter_make_no_difference(baseline: Training) -> None:
 
 
 def test_a_gain_of_the_networks_is_judged_on_test_images(deep: Training) -> None:
-    above = entry("B", deep, {"test__over_linear": 70.0, "train__over_linear": -3.0})
+    above = entry("B", deep, {"test__over_linear": 70.0, "train__over_linear": 73.0})
     assert verdict.against_linear(above).endswith("on test images: a gain of the networks.")
+    closer = entry("B", deep, {"test__over_linear": 70.0, "train__over_linear": -3.0})
+    assert "but not on the training images" in verdict.against_linear(closer)
+    assert "which is no gain of the networks" in verdict.against_linear(closer)
     assert "B is 70.00 ±" in verdict.against_linear(above)
     below = entry("B", deep, {"test__over_linear": -70.0, "train__over_linear": 3.0})
     assert "B ends 70.00 ±" in verdict.against_linear(below)
@@ -115,7 +118,7 @@ def test_the_size_of_a_gap_belongs_to_its_sigma(entries: list[Entry]) -> None:
     difference = entries[1].mean("test/refit_elbo") - entries[0].mean("test/refit_elbo")
     assert f"{abs(difference):.2f} ±" in gap
     assert "at sigma 0.25 and" in gap
-    assert gap.endswith("the size of a gap belongs to its sigma.")
+    assert gap.endswith("a gap belongs to its sigma.")
     assert f"{entries[0].mean('refit/oracle_test_elbo'):.1f} on test images" in optimum[0]
 
 
@@ -126,7 +129,20 @@ def test_a_gap_that_vanishes_or_turns_round_is_stated(baseline: Training) -> Non
 
     equal = text(test__elbo=9.0, test__refit_elbo=0.0)
     assert "cannot be told from zero at the refitted ones" in equal
-    assert "turns round to 5.00" in text(test__elbo=9.0, test__refit_elbo=-5.0)
+    turned = text(test__elbo=9.0, test__refit_elbo=-5.0)
+    assert "is 9.00 ± 0.00 nats in favour of B at sigma 0.25 and 5.00" in turned
+    assert "in favour of A at the refitted ones" in turned
+
+
+def test_a_gap_at_the_refitted_sigmas_alone_says_who_leads(baseline: Training) -> None:
+    """The one with the higher ELBO at the fixed sigma, by less than its error, may be behind."""
+    noise = torch.linspace(-20, 20, len(baseline.per_image["test/elbo"]), dtype=torch.float64)
+    ahead = changed(baseline, test__elbo=0.02, test__refit_elbo=-5.0)
+    ahead.per_image["test/elbo"] += noise
+    a = entry("A", baseline, {"test__elbo": 0.0, "test__refit_elbo": 0.0})
+    text = verdict.sigma([a, Entry("B", [ahead])])[1]
+    assert "The gap between B and A cannot be told from zero (0.02 ±" in text
+    assert "5.00 ± 0.00 in favour of A at the refitted ones" in text
 
 
 # --- latents and samples ----------------------------------------------------------------------
@@ -196,6 +212,27 @@ def test_precision_beyond_that_of_training_images_is_no_win(baseline: Training) 
     assert "training images 0.75" in text
 
 
+def test_the_error_of_what_training_images_score_counts(baseline: Training) -> None:
+    """Twice for two entries on either side of it, and not at all for two on one side."""
+
+    def judged(a: float, b: float, floor_se: float) -> Judgement:
+        floor = {"samples/density_floor": 0.7, "samples/density_floor_se": floor_se}
+        return judge(
+            next(each for each in MEASURES if each.key == "samples/density"),
+            [
+                evaluated(
+                    name, baseline, floor | {"samples/density": v, "samples/density_se": 0.01}
+                )
+                for name, v in (("A", a), ("B", b))
+            ],
+        )
+
+    assert judged(0.65, 0.85, 0.0).winner is not None
+    assert judged(0.65, 0.85, 0.05).winner is None
+    assert judged(0.65, 0.85, 0.05).found.se == pytest.approx(math.hypot(0.01, 0.01, 0.1))
+    assert judged(0.65, 0.55, 0.05).winner is not None
+
+
 # --- chain ------------------------------------------------------------------------------------
 
 
@@ -216,7 +253,10 @@ def test_the_chain_of_known_weights(baseline: Training) -> None:
     kl = m / 2 * (variance - 1 - math.log(variance))
     known = dataclasses.replace(baseline, trace=trace, limit=trace.limit, mixing=trace.mixing)
     text = chain_verdict.chain(Entry("A", [known]))
-    assert f"A: the limit of the chain is {kl:.2f} nats from the prior (stationary law" in text
+    assert (
+        f"A: the limit of the chain is {kl:.2f} nats from the prior (mean and covariance of its"
+        in text
+    )
     assert kl > 0.5
     assert trace.mixing.steps == pytest.approx(1 / (1 - v * w))
 
@@ -234,7 +274,9 @@ def test_the_chain_is_described_by_its_law(baseline: Training) -> None:
         return chain_verdict.chain(Entry("A", trainings))
 
     away = text(Limit(0.67, 0.0, 0.0, "exact", True))
-    assert "A: the limit of the chain is 0.67 nats from the prior (stationary law" in away
+    assert (
+        "A: the limit of the chain is 0.67 nats from the prior (mean and covariance of its" in away
+    )
     assert "stays" not in away
     assert "the limit of the chain is the prior" in text(Limit(1e-6, 0.0, 1.0, "exact", True))
     assert "no limit" in text(Limit(math.inf, 0.0, 0.0, "exact", False))
@@ -250,6 +292,53 @@ def test_the_chain_is_described_by_its_law(baseline: Training) -> None:
     assert "sd over 2 trainings 0.14" in several
 
 
+def test_each_training_of_an_entry_has_its_own_outcome(baseline: Training) -> None:
+    """One without a limit, and one evaluated with more chains, are not stated of the others."""
+    mixing = Mixing(100.0, "exact")
+    known = [Limit(kl, 0.0, 0.0, "exact", True) for kl in (0.6, 0.8)]
+    three = [*known, Limit(math.inf, 0.0, 0.0, "exact", False)]
+    entry_of_three = Entry("A", [chain_of(baseline, limit, mixing) for limit in three])
+    text = chain_verdict.chain(entry_of_three)
+    assert "in 2 of 3 trainings the limit of the chain is 0.70 nats from the prior" in text
+    assert "in 1 of 3 trainings the chain has no limit: its spectral radius is at least 1" in text
+    assert tables.limit_cell(entry_of_three)[::2] == ("no limit", "in 1 of 3 trainings")
+
+    evaluated_once = [
+        Limit(4.0, 0.1, 0.0, "simulated", None, 500, 1000),
+        Limit(4.5, 0.9, 0.0, "simulated", None, 64, 100),
+    ]
+    text = chain_verdict.chain(
+        Entry("B", [chain_of(baseline, limit, mixing) for limit in evaluated_once])
+    )
+    assert "in 1 of 2 trainings after 1000 steps its states are 4.00 ± 0.10" in text
+    assert "in 1 of 2 trainings after 100 steps its states are 4.50 ± 0.90" in text
+
+
+def test_a_chain_without_a_finite_covariance_is_not_said_to_have_a_radius_of_one(
+    baseline: Training,
+) -> None:
+    """The sd of q grows with x: no covariance is found though the mean contracts by 0.98 a step."""
+    model = copy.deepcopy(baseline.run.model)
+    m, pixels = model.latent_dim, math.prod(model.image_shape)
+    axes = torch.zeros(m, pixels)
+    axes[0, 0] = 1
+    layer = model.encoder.layers[0]
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat([0.98 * axes, 0.087 * axes]))
+        layer.bias.zero_()
+        model.decoder.layers[0].weight.copy_(axes.T)
+        model.decoder.layers[0].bias.zero_()
+    trace = simulate(model, prior_latents(64, m), 100)
+    assert not trace.diverged
+    assert trace.spectral_radius == pytest.approx(0.98)
+    assert trace.limit.has_limit is False
+    alone = dataclasses.replace(baseline, trace=trace, limit=trace.limit, mixing=trace.mixing)
+    text = chain_verdict.chain(Entry("A", [alone]))
+    assert "no limit of the chain with a finite covariance was found" in text
+    assert "(0.980) is below 1, but the sd of q grows with x" in text
+    assert "at least 1" not in text
+
+
 def test_mixing_is_what_was_measured(baseline: Training) -> None:
     limit = Limit(0.67, 0.0, 0.0, "exact", True)
 
@@ -263,6 +352,24 @@ def test_mixing_is_what_was_measured(baseline: Training) -> None:
     assert text(Mixing(2.0, "measured")) == ""
     assert "not resolved by 100 steps" in text(Mixing(math.nan, "not resolved"))
     assert "no limit" in text(Mixing(math.inf, "exact"))
+
+
+def test_the_slowest_of_several_trainings_is_cautioned(baseline: Training) -> None:
+    limit = Limit(0.67, 0.0, 0.0, "exact", True)
+
+    def text(*steps: float) -> str:
+        trainings = []
+        for each in steps:
+            mixing = Mixing(each, "exact")
+            trace = ChainTrace([], [0.5] * 101, 101, 1 - 1 / each, None, limit, mixing)
+            trainings.append(dataclasses.replace(baseline, trace=trace, limit=limit, mixing=mixing))
+        return cautions.mixing_caution(Entry("A", trainings)) or ""
+
+    assert text(2.0, 3.0) == ""
+    assert "not the limit of the chain in 1 of 2 trainings: " in text(20.0, 75.0)
+    assert "26% of the start is left after them (spectral radius 0.987, mixing" in text(20.0, 75.0)
+    assert ": in its slowest direction 19% to 26% of the start is left" in text(60.0, 75.0)
+    assert "radius 0.987 at most, mixing time 75 steps at most, exact" in text(60.0, 75.0)
 
 
 # --- log p and cautions -----------------------------------------------------------------------
@@ -310,17 +417,28 @@ def test_bounds_within_their_errors_are_not_told_apart(deep: Training) -> None:
         evaluated(name, deep, {"bound/log_p": value, "bound/log_p_se": 0.5})
         for name, value in (("A", 290.0), ("B", 290.4))
     ]
-    assert "the difference is within its error" in log_likelihood(both)[0]
+    assert "they cannot be told apart by the difference, 0.40 ± 0.71" in log_likelihood(both)[0]
+
+
+def test_two_exact_log_likelihoods_are_paired_over_the_images(baseline: Training) -> None:
+    higher = entry("B", baseline, {"exact__log_p": baseline.metrics["exact/log_p"] + 0.3})
+    text = log_likelihood([entry("A", baseline), higher])[0]
+    assert "B is higher by 0.30 ± 0.00 (standard error over the test images" in text
 
 
 def test_what_must_not_be_concluded(entries: list[Entry], baseline: Training) -> None:
     a, b = entries
-    assert "rests on 1.5 effective of 1000 samples" in (
-        cautions.elbo_gap_caution(
-            evaluated("B", b.first, {k: v for k, v in b.first.evaluation.items() if "iwae" in k})
-        )
-        or ""
-    )
+    elbo = b.mean("test/elbo")
+    bound = {"bound/method": "L_1000, optimised q", "bound/ess": 1.5, "bound/images": 32}
+    for gap in (0.9, 9.0):
+        found = bound | {"bound/log_p": elbo + gap}
+        loose = cautions.elbo_gap_caution(evaluated("B", b.first, found)) or ""
+        assert "rests on 1.5 effective of 1000 samples" in loose
+        assert ("the ELBO is at least 9.00 nats below log p(x)" in loose) == (gap > 1)
+    tight = bound | {"bound/ess": 500.0, "bound/log_p": elbo + 0.9}
+    assert cautions.elbo_gap_caution(evaluated("B", b.first, tight)) is None
+    unmeasured = {"bound/method": "ELBO", "bound/ess": None, "bound/log_p": elbo}
+    assert "not measured" in (cautions.elbo_gap_caution(evaluated("B", b.first, unmeasured)) or "")
     assert "not measured" in (cautions.elbo_gap_caution(a) or "")
     assert cautions.elbo_gap_caution(evaluated("A", baseline, {"exact/gap": 0.2})) is None
     assert "Each setting was trained once" in cautions.single_training_caution(entries)[0]

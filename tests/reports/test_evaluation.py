@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, at_optimum, composed, train_run
 
+from vae.analysis.chain import STREAMS, chain_generator, run_chain
 from vae.compare import compare
 from vae.data.batches import as_images
 from vae.evaluate import evaluate
@@ -305,7 +306,7 @@ def test_what_no_page_can_show_is_told_before_the_work(runs, tmp_path):
     assert refused(f"run={runs['deep']}", page)[0].endswith(
         "takes runs=[<folder>,<folder>], not run="
     )
-    assert "makes 1 runs, and must make 2" in refused(f"runs=[{runs['deep']}]", page)[0]
+    assert "names 1 runs; a comparison takes 2" in refused(f"runs=[{runs['deep']}]", page)[0]
     for name, why in (
         ("file", "is a file, and must be a folder"),
         ("file/page", "Not a directory"),
@@ -424,7 +425,11 @@ def test_a_chain_that_explodes_is_reported(runs, tmp_path):
     f = evaluate(composed("evaluate", f"run={run}", *few))
     assert f["chain/spectral_radius"] > 1
     assert f["chain/finite"] == 0
-    assert 0 < f["chain/finite_steps"] < 400
+    model = load_run(run).model
+    start, *noise = (chain_generator(stream, seed=0) for stream in STREAMS)
+    first = torch.randn(f["chain/chains"], model.latent_dim, generator=start)
+    finite = [bool(torch.isfinite(z).all()) for z, _ in run_chain(model, first, 400, *noise)]
+    assert f["chain/finite_steps"] == finite.index(False)  # "from this step on"
     assert f["chain/has_limit"] == 0
     written = json.loads((run / "evaluation.json").read_text())
     assert written["chain/drift"] is None
@@ -460,7 +465,7 @@ def test_all_wrong_settings_are_reported_at_once_by_their_override(tmp_path):
     assert refused(f"run={tmp_path}", "samples.n=5")[1].startswith(
         "samples.n=5 must be more than samples.k=5"
     )
-    assert refused() == ["run=None must be a run folder, such as outputs/2030-01-31/12-00-00-deep"]
+    assert refused() == ["run: name a run folder, such as outputs/2030-01-31/12-00-00-deep"]
 
 
 @pytest.mark.parametrize(

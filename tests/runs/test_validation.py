@@ -17,7 +17,8 @@ from vae.runs.errors import UserError
 from vae.runs.settings import ExportSettings, settings_problems
 from vae.runs.signatures import argument_problems, signature_of
 from vae.runs.validation import Builder
-from vae.train import GROUP_NONE, build_run, train
+from vae.train import GROUP_NONE, train
+from vae.training.build import build_run
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 DATA = sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml"))
@@ -215,7 +216,7 @@ def test_what_lightning_and_torch_allow_is_allowed(overrides: list[str]):
         ("+sede=1", "sede: unknown; did you mean seed?"),
         ("threads=0", "threads=0 must be an integer from 1 to 1024, or null"),
         ("learning.compile=yes_please", "learning.compile=yes_please must be true | false"),
-        ("model.encoder=5", "model.encoder=5 has no _target_"),
+        ("model.encoder=5", "model.encoder=5 needs a _target_"),
         ("model=null", "model: is missing"),
         ("~model.latent_dim", "model.latent_dim: is missing"),
         ("model.decoder.latent_dim=7", "model.decoder.latent_dim=7 must be model.latent_dim=32"),

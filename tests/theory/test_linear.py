@@ -7,17 +7,18 @@ import torch
 from conftest import ROOT, at_optimum, build_model
 
 from vae.analysis.chain import local_gain, one_step_test, run_chain
+from vae.analysis.gaussian_kl import kl_from_sample
 from vae.analysis.latents import latent_statistics
-from vae.analysis.limit import autocorrelation_time, kl_from_sample
+from vae.analysis.limit import autocorrelation_time
 from vae.data.batches import as_images
 from vae.data.datamodule import ImageDataModule
 from vae.theory.linear import (
     affine_weights,
+    gaussian,
     kl_to_standard_normal,
     lyapunov,
-    normal_law,
-    sample_law,
-    stationary_law,
+    sample_gaussian,
+    stationary_distribution,
 )
 from vae.theory.ppca import PPCA, Spectrum
 
@@ -56,7 +57,7 @@ def test_lyapunov_solves_its_equation():
 
 def test_the_limit_at_the_optimum_is_the_prior(digits):
     model = at_optimum(digits, m=8, sigma=0.25).double()
-    law = stationary_law(model, affine_weights(model))
+    law = stationary_distribution(model, affine_weights(model))
     assert law.loc.abs().max() < 1e-3
     assert (law.covariance_matrix - torch.eye(8)).abs().max() < 1e-3  # weights rounded to float32
 
@@ -65,7 +66,7 @@ def test_the_limit_at_the_optimum_is_the_prior(digits):
 def test_the_limit_is_that_of_200_000_simulated_chains(digits, log_sd_range):
     model = disturbed(digits, log_sd_range)
     weights = affine_weights(model)
-    law = stationary_law(model, weights)
+    law = stationary_distribution(model, weights)
     assert (law.covariance_matrix - torch.eye(3)).abs().max() > 0.1  # far from the optimum's
     # Five times as long as they take to forget their start.
     steps = math.ceil(5 / (1 - torch.linalg.eigvals(weights.V @ weights.W).abs().max().item()))
@@ -112,7 +113,7 @@ def test_projected_simulation_is_the_chain(digits):
 def test_no_limit_where_the_chain_runs_away(digits):
     model = at_optimum(digits, m=3, sigma=0.5)
     model.decoder.layers[0].weight *= 1.2
-    assert stationary_law(model, affine_weights(model)) is None
+    assert stationary_distribution(model, affine_weights(model)) is None
 
 
 @pytest.mark.slow
@@ -121,8 +122,10 @@ def test_p_values_are_uniform_where_the_law_is_right():
     wrong."""
     generator = torch.Generator().manual_seed(0)
     covariance = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
-    law = normal_law(torch.tensor([1.0, -1.0], dtype=torch.float64), covariance)
-    p = torch.tensor([kl_from_sample(sample_law(law, 200, generator), law).p for _ in range(300)])
+    law = gaussian(torch.tensor([1.0, -1.0], dtype=torch.float64), covariance)
+    p = torch.tensor(
+        [kl_from_sample(sample_gaussian(law, 200, generator), law).p for _ in range(300)]
+    )
     assert p.mean().item() == pytest.approx(0.5, abs=0.06)
     assert (p < 0.1).double().mean().item() == pytest.approx(0.1, abs=0.06)
     many = torch.tensor(

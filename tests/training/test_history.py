@@ -1,4 +1,4 @@
-"""history.csv: a row a validation, each once though the run was cut off, read back as written."""
+"""history.csv: a row per validation, each once though the run was cut off, read back as written."""
 
 import math
 from pathlib import Path

@@ -4,7 +4,7 @@ import pytest
 from conftest import settings
 from omegaconf import OmegaConf
 
-from vae.training.dashboard import FIRST, compared_settings
+from vae.training.tensorboard import MAIN_COLUMNS, compared_settings
 
 
 def columns(*overrides: str) -> dict[str, str | float]:
@@ -34,8 +34,8 @@ def test_a_run_that_differs_has_another_row(overrides, column, value):
 
 def test_what_is_compared_comes_first():
     found = [*columns("model=deep")]
-    assert found[: len(FIRST)] == [*FIRST]
-    assert {"model", "latent_dim", "sigma", "likelihood", "objective"} == {*FIRST}
+    assert found[: len(MAIN_COLUMNS)] == [*MAIN_COLUMNS]
+    assert {"model", "latent_dim", "sigma", "likelihood", "objective"} == {*MAIN_COLUMNS}
 
 
 def test_what_watches_and_constants_stay_out():

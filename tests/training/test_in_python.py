@@ -71,15 +71,17 @@ def test_batches_without_images_train_nothing_and_have_no_metrics() -> None:
         (IMAGES, ""),
         (1.0001 * IMAGES, ""),
         (IMAGES > 0.5, ""),
+        ((255 * IMAGES).byte(), ""),
+        ((IMAGES > 0.5).byte(), "integer images of 0 and 1 are read as"),
     ],
-    ids=["0 to 255", "centred", "0 to 1", "rounded", "binary"],
+    ids=["0 to 255", "centred", "0 to 1", "rounded", "binary", "bytes", "0 and 1"],
 )
 def test_images_that_are_no_intensities_are_named_once(images: Any, said: str) -> None:
     loader: Any = DataLoader(TensorDataset(images, LABELS), 16)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         quiet_trainer(max_epochs=2).fit(lit(), loader)
-    found = [str(w.message) for w in caught if "images from" in str(w.message)]
+    found = [str(w.message) for w in caught if " images " in f" {w.message}"]
     assert len(found) == bool(said)
     assert all(re.match(said, line) for line in found)
 

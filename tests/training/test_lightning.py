@@ -18,7 +18,7 @@ from vae.runs.folder import load_data
 from vae.train import train
 from vae.training import devices
 from vae.training.history import read_history
-from vae.training.hooks import OF_A_STEP
+from vae.training.hooks import STEP_HOOKS
 from vae.training.module import LitVAE
 
 # 400 training images make 8 batches an epoch, 100 validation and 300 test images one each.
@@ -92,7 +92,7 @@ class Counter(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.on_before_zero_grad(trainer, pl_module, trainer.optimizers[0])
         self.others = {
-            type(c).__name__: {name for name in OF_A_STEP if getattr(c, name) is not None}
+            type(c).__name__: {name for name in STEP_HOOKS if getattr(c, name) is not None}
             for c in trainer.callbacks  # type: ignore[attr-defined]
         }
 
@@ -104,7 +104,7 @@ def test_hooks_are_called_where_a_callback_has_them(tmp_path: Path) -> None:
     run(tmp_path, "+callbacks.own={_target_: test_lightning.Counter}")
     own = Counter.latest
     assert own.calls == ["on_train_batch_start", "on_before_backward"] * 16  # 2 epochs of 8 batches
-    assert own.others["Counter"] == {*OF_A_STEP}
+    assert own.others["Counter"] == {*STEP_HOOKS}
     assert own.others["ExactResume"] == {"on_train_batch_end"}
     assert own.others["History"] == set()
 

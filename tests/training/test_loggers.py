@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vae.runs.errors import RunError, UserError
 from vae.runs.folder import saved_config
-from vae.train import resumed, train
+from vae.train import expand_resume, train
 from vae.training.module import LitVAE
 
 # four optimiser steps an epoch; a picture, a histogram and an animation an epoch
@@ -275,7 +275,7 @@ def test_none_leaves_the_files_alone(tmp_path: Path):
     other = run(tmp_path / "csv", 2, "logger=csv")
     assert all(metrics[key] == other[key] for key in metrics if not key.startswith("time/"))
     assert run(tmp_path / "none", 3, "logger=none")["val/elbo"] > metrics["val/elbo"]
-    assert resumed(["logger=null", "seed=1"]) == ["logger=none", "seed=1"]
+    assert expand_resume(["logger=null", "seed=1"]) == ["logger=none", "seed=1"]
 
 
 def test_a_resumed_run_may_leave_its_logger_but_not_change_it(tmp_path: Path):

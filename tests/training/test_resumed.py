@@ -15,7 +15,7 @@ from vae.models.elbo import ELBOTerms
 from vae.runs.errors import RunError, UserError
 from vae.runs.resumable import check_resumable
 from vae.runs.untrusted import read_settings
-from vae.train import resumed, train
+from vae.train import expand_resume, train
 from vae.training.module import LitVAE
 
 SHORT = [*NO_PICTURES, "data.batch_size=50", "model.latent_dim=2"]
@@ -116,10 +116,12 @@ def test_a_limit_of_steps_is_told_where_it_matters(
     assert resumed_to(10) == []
     limits = "trainer.max_epochs=4, trainer.max_steps=10"
     assert resumed_to(10) == [f"nothing was left to train: {limits}"]
-    with pytest.raises(UserError, match=r"^trainer\.max_steps=9: .* has 10 steps behind it"):
+    with pytest.raises(
+        UserError, match=r"^trainer\.max_steps=9: .* has 10 steps of training already"
+    ):
         resumed_to(9)
     (line,) = resumed_to(100)  # the second epoch had two of its eight steps
-    assert line.startswith("the run had ended within an epoch, whose rest is left out")
+    assert line.startswith("the run had ended within an epoch, and continues with the next")
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 10 + 2 * 8
 
@@ -161,7 +163,7 @@ def test_a_batch_size_that_was_searched_cannot_be_resumed(tmp_path: Path) -> Non
 
 def test_resume_in_a_sweep_is_refused() -> None:
     with pytest.raises(UserError, match="resume= takes one run"):
-        resumed(["-m", "resume=a,b"])
+        expand_resume(["-m", "resume=a,b"])
 
 
 def test_a_limit_that_leaves_a_split_untested_is_refused_at_once(tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_a_run_of_skipped_steps_alone_stops(tmp_path: Path, override: str) -> No
 
 def test_an_objective_of_the_whole_batch_is_refused(tmp_path: Path) -> None:
     config = settings(*SHORT, "objective._target_=test_resumed.Summed", "trainer.max_epochs=1")
-    with pytest.raises(ValueError, match=r"one value an image is asked for, \[B\], not \[\]"):
+    with pytest.raises(ValueError, match=r"expected one value per image, \[B\], not \[\]"):
         train(config, tmp_path)
 
 

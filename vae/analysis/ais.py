@@ -20,7 +20,7 @@ PILOT_CHAINS = 2  # of each image, to adapt the step sizes
 ACCEPTANCE = 0.65  # what they adapt to (Beskos et al. 2013; Wu et al. 2017)
 
 
-class Annealed(NamedTuple):
+class AISEstimate(NamedTuple):
     """What annealed importance sampling found, image by image."""
 
     log_p: Tensor  # [B], log of the mean weight of the chains: log p(x) from below in expectation
@@ -29,7 +29,7 @@ class Annealed(NamedTuple):
     acceptance: float  # mean over images, chains and steps
 
 
-class Bidirectional(NamedTuple):
+class BidirectionalBounds(NamedTuple):
     """A lower and an upper bound on log p(x) in expectation, image by image, of images drawn from
     the model."""
 
@@ -38,16 +38,16 @@ class Bidirectional(NamedTuple):
     acceptance: float  # of the chains forwards
 
 
-class State(NamedTuple):
-    """Where the chains are: z = proposal.place(u), its log p(x, z) − log q(z), and that ratio's
-    gradient."""
+class ChainState(NamedTuple):
+    """Where the chains are: z = proposal.from_noise(u), its log p(x, z) − log q(z), and the
+    gradient of that ratio."""
 
     u: Tensor  # [B, C, m]
     ratio: Tensor  # [B, C]
     gradient: Tensor  # [B, C, m]
 
 
-class Path:
+class AnnealingPath:
     """The geometric path from a Gaussian q(z) to p(x, z): log N(u; 0, I) + beta · log_ratio(u).
 
     Raises nothing: a chain whose state is not finite rejects every move.
@@ -68,15 +68,15 @@ class Path:
         rise = 5 * torch.linspace(0, 1, distributions + 1, dtype=torch.float64)
         self.betas = (rise.expm1() / rise[-1].expm1()).tolist()  # 0 = betas[0] < … < betas[-1] = 1
 
-    def at(self, u: Tensor) -> State:
+    def at(self, u: Tensor) -> ChainState:
         """The state at u [B, C, m]."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             ratio = log_ratio(self.model, self.images, u, self.proposal)
             (gradient,) = torch.autograd.grad(ratio.sum(), u)
-        return State(u.detach(), ratio.detach(), gradient)
+        return ChainState(u.detach(), ratio.detach(), gradient)
 
-    def transition(self, state: State, beta: float, step: Tensor) -> tuple[State, Tensor]:
+    def transition(self, state: ChainState, beta: float, step: Tensor) -> tuple[ChainState, Tensor]:
         """One Hamiltonian transition that leaves the distribution at `beta` invariant, and is
         reversible.
 
@@ -103,7 +103,7 @@ class Path:
         u = torch.where(accept[..., None], new.u, state.u)
         gradient = torch.where(accept[..., None], new.gradient, state.gradient)
         ratio = torch.where(accept, new.ratio, state.ratio)
-        return State(u, ratio, gradient), probability.mean(1)
+        return ChainState(u, ratio, gradient), probability.mean(1)
 
     def adapt(self) -> Tensor:
         """Step sizes [distributions, B] at which a few chains accept 0.65 of their moves.
@@ -111,7 +111,7 @@ class Path:
         The chains that count keep them fixed: a step that depended on a chain's own past would bias
         its weight.
         """
-        state = self.at(self.proposal.noise(PILOT_CHAINS, self.generator))
+        state = self.at(self.proposal.sample_noise(PILOT_CHAINS, self.generator))
         first = state.u.shape[-1] ** -0.25
         step = torch.full((len(self.images),), first, device=state.u.device)
         steps = []
@@ -146,7 +146,7 @@ class Path:
         return log_weight
 
 
-def starting_law(model: VAE, images: Tensor, start: str) -> Proposal:
+def initial_proposal(model: VAE, images: Tensor, start: str) -> Proposal:
     """q(z|x) of the encoder for start="posterior", N(0, I) for start="prior"."""
     with torch.no_grad():
         q = Proposal.from_normal(model.encode(images))
@@ -165,22 +165,32 @@ def ais(
     generator: torch.Generator | None = None,
     progress: Callable[[Any], Any] = iter,
     proposal: Proposal | None = None,
-) -> Annealed:
+) -> AISEstimate:
     """Annealed importance sampling of log p(x) for images [B, C, H, W]; B·chains latents move at
     once.
 
     From a Gaussian (q(z|x), the prior with start="prior", or `proposal`) over `distributions`
     geometric steps to p(x, z), each followed by one Hamiltonian transition of `leapfrog` steps.
     """
-    proposal = starting_law(model, images, start) if proposal is None else proposal
-    path = Path(model, images, proposal, distributions, leapfrog, generator)
+    proposal = initial_proposal(model, images, start) if proposal is None else proposal
+    path = AnnealingPath(model, images, proposal, distributions, leapfrog, generator)
     steps = path.adapt()
     moves = progress(range(1, distributions + 1))
-    log_w, acceptance = path.forwards(proposal.noise(chains, generator), steps, moves)
+    log_w, acceptance = path.forwards(proposal.sample_noise(chains, generator), steps, moves)
     bound = importance_bounds(log_w, [chains])[chains]
     weights = log_w.softmax(1)
-    se = (weights - 1 / chains).square().sum(1).mul(chains / max(chains - 1, 1)).sqrt()
-    return Annealed(bound.bound, se, bound.ess, acceptance)
+    freedom = chains - 1 if chains > 1 else math.nan  # one chain says nothing about its error
+    se = (weights - 1 / chains).square().sum(1).mul(chains / freedom).sqrt()
+    return AISEstimate(bound.bound, se, bound.ess, acceptance)
+
+
+@torch.no_grad()
+def draw_images(model: VAE, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images [n, C, H, W] from the model itself, x ~ p(x|z), and their latents z ~ N(0, I), [n,
+    m]."""
+    z = torch.randn(n, model.latent_dim, generator=generator, device=model.device)
+    parts = [model.likelihood.sample(model.output(part), generator) for part in z.split(1000)]
+    return torch.cat(parts), z
 
 
 def bidirectional(
@@ -193,7 +203,7 @@ def bidirectional(
     start: str = "posterior",
     generator: torch.Generator | None = None,
     progress: Callable[[Any], Any] = iter,
-) -> Bidirectional:
+) -> BidirectionalBounds:
     """Bounds on log p(x) from both sides for images [B, C, H, W] that were drawn from p(x|z), z [B,
     m] ~ N(0, I).
 
@@ -201,15 +211,15 @@ def bidirectional(
     the true z, which is an exact sample of the posterior (Grosse et al. 2015, section 3.1; their
     caveat holds: of other images, as of a test set, there is no such sample).
     """
-    law = starting_law(model, images, start)
-    path = Path(model, images, law, distributions, leapfrog, generator)
+    law = initial_proposal(model, images, start)
+    path = AnnealingPath(model, images, law, distributions, leapfrog, generator)
     steps = path.adapt()
-    u = law.noise_at(z[:, None].expand(-1, chains, -1))
+    u = law.to_noise(z[:, None].expand(-1, chains, -1))
     moves = progress([*range(1, distributions + 1), *range(distributions, 0, -1)])
     moves = iter(moves)
     up = (next(moves) for _ in range(distributions))
-    forwards, acceptance = path.forwards(law.noise(chains, generator), steps, up)
+    forwards, acceptance = path.forwards(law.sample_noise(chains, generator), steps, up)
     backwards = path.backwards(u, steps, moves)
     log_C = math.log(chains)
     lower, upper = forwards.logsumexp(1) - log_C, log_C - (-backwards).logsumexp(1)
-    return Bidirectional(lower, upper, acceptance)
+    return BidirectionalBounds(lower, upper, acceptance)

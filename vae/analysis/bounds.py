@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def from_values(cls, values: Tensor) -> "Estimate":
-        """Of one value an image, [N]; the error is NaN for a single image."""
+        """Mean and standard error of values [N], one per image; NaN for a single one."""
         values = values.cpu().double()
         se = values.std() / math.sqrt(len(values)) if len(values) > 1 else torch.tensor(math.nan)
         return cls(values.mean().item(), se.item())
@@ -83,14 +83,14 @@ def control_variate(elbo: Tensor, chosen: Tensor, *levels: tuple[Tensor, Tensor]
 
 
 def regression_slope(coarse: Tensor, fine: Tensor, fewest: int = 20) -> float:
-    """Of `fine` on `coarse` over the images [n] that have both, by least squares; 1 for fewer than
-    `fewest` images, and where it would be no finite number."""
+    """Least-squares slope of `fine` on `coarse` over the images [n] that have both; 1 for fewer
+    than `fewest` images, and where it would be no finite number."""
     slope = covariance(coarse, fine) / coarse.var() if len(fine) >= fewest else torch.ones(())
     return slope.item() if slope.isfinite() else 1.0
 
 
 def covariance(a: Tensor, b: Tensor) -> Tensor:
-    """Over the images that both [n], [k] have, the first of each."""
+    """Covariance over the images that a [n] and b [k] share: the first min(n, k)."""
     n = min(len(a), len(b))
     return torch.cov(torch.stack([a[:n], b[:n]]))[0, 1]
 
@@ -116,20 +116,20 @@ class Proposal(NamedTuple):
         factor = None if self.factor is None else self.factor[start:stop]
         return Proposal(self.loc[start:stop], self.scale[start:stop], factor)
 
-    def place(self, u: Tensor) -> Tensor:
+    def from_noise(self, u: Tensor) -> Tensor:
         """z at u, both [B, K, m]."""
         if self.factor is not None:
             u = torch.einsum("bij,bkj->bki", self.factor, u)
         return self.loc[:, None] + self.scale[:, None] * u
 
-    def noise_at(self, z: Tensor) -> Tensor:
+    def to_noise(self, z: Tensor) -> Tensor:
         """The u that gives z, both [B, K, m]."""
         u = (z - self.loc[:, None]) / self.scale[:, None]
         if self.factor is None:
             return u
         return torch.linalg.solve_triangular(self.factor, u.mT, upper=False, unitriangular=True).mT
 
-    def noise(self, K: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample_noise(self, K: int, generator: torch.Generator | None = None) -> Tensor:
         """K standard normal draws for each image, [B, K, m]."""
         B, m = self.loc.shape
         loc = self.loc
@@ -145,11 +145,11 @@ def elbo_terms(model: VAE, images: Tensor, noise: Tensor) -> ELBOTerms:
 
 
 def log_ratio(model: VAE, images: Tensor, u: Tensor, proposal: Proposal) -> Tensor:
-    """log p(x, z) − log q(z) at z = proposal.place(u), [B, K].
+    """log p(x, z) − log q(z) at z = proposal.from_noise(u), [B, K].
 
     For images [B, C, H, W] and u [B, K, m]. Decodes B·K latents at once.
     """
-    z = proposal.place(u)
+    z = proposal.from_noise(u)
     rows = images.repeat_interleave(u.shape[1], dim=0)  # [B·K, C, H, W]
     likelihood = model.log_likelihood(rows, z.flatten(0, 1)).view(u.shape[:2])
     return likelihood + log_prior_ratio(z, u, proposal.scale.log().sum(-1)[:, None])
@@ -166,7 +166,7 @@ def log_weights(
     """log p(x, z_j)/q(z_j), z_j ~ q, for images [B, C, H, W]; [B, K]. q is the encoder's without a
     `proposal`."""
     proposal = Proposal.from_normal(model.encode(images)) if proposal is None else proposal
-    return log_ratio(model, images, proposal.noise(K, generator), proposal)
+    return log_ratio(model, images, proposal.sample_noise(K, generator), proposal)
 
 
 class Bound(NamedTuple):

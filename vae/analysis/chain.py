@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
-from vae.analysis.limit import KLEstimate, Limit, Mixing, chain_limit, chain_mixing, kl_from_sample
-from vae.models.elbo import rsample
+from vae.analysis.gaussian_kl import KLEstimate, kl_from_sample
+from vae.analysis.limit import Limit, Mixing, chain_limit, chain_mixing
+from vae.models.elbo import kl_to_prior, rsample
 from vae.models.vae import VAE
 from vae.theory.linear import affine_weights, spectral_radius
 
@@ -71,8 +73,7 @@ def drift(z: Tensor) -> float:
     z = z.double() if z.device.type != "mps" else z.cpu().double()
     if not torch.isfinite(z).all():
         return float("inf")
-    mean, variance = z.mean(0), z.var(0)
-    return (0.5 * (mean.square() + variance - 1 - variance.log())).sum().item()
+    return kl_to_prior(Normal(z.mean(0), z.std(0), validate_args=False)).sum().item()
 
 
 def local_gain(model: VAE, z: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from torch.distributions import MultivariateNormal
 
 from vae.models.elbo import kl_to_prior
 from vae.models.vae import VAE
-from vae.theory.linear import normal_law
+from vae.theory.linear import gaussian
 
-LAB_BATCH = 256  # images over which the lab averages the KL of each latent
+COLLAPSE_BATCH = 256  # images over which a picture averages the KL of each latent
 COLLAPSE_THRESHOLD = 0.01  # nats of mean KL below which a latent counts as collapsed
+INACTIVE_THRESHOLD = 0.01  # Var_x(E[z_i|x]) below which it counts as inactive
 
 
 class LatentStatistics(NamedTuple):
@@ -50,7 +51,7 @@ def latent_statistics(model: VAE, batches: Iterable[Tensor]) -> LatentStatistics
     noise = torch.cat([q.scale for q in posteriors]).cpu().double().square().mean(0)
     between = torch.cov(mean.T, correction=0).view(len(noise), len(noise))
     return LatentStatistics(
-        kl.mean(0), between.diagonal(), normal_law(mean.mean(0), between + torch.diag(noise))
+        kl.mean(0), between.diagonal(), gaussian(mean.mean(0), between + torch.diag(noise))
     )
 
 
@@ -62,9 +63,9 @@ def traversals(
     steps: int = 11,
 ) -> Tensor:
     """f(z + d e_i) for d from −span to span, in standard deviations of the prior, [latents, steps,
-    1, 28, 28].
+    C, H, W].
 
-    `start` is a z [m], such as torch.zeros(m) for the prior's mean, or images [N, 1, 28, 28]: then
+    `start` is a z [m], such as torch.zeros(m) for the prior's mean, or images [N, C, H, W]: then
     z is the posterior mean of the first, and the latents are by default those that all of them
     together use, most used first. From a z alone the default is every latent.
     """
@@ -78,9 +79,9 @@ def traversals(
 
 def interpolations(model: VAE, a: Tensor, b: Tensor, steps: int = 11) -> Tensor:
     """f(z) on the straight line from the posterior mean of each image of a to that of b, [pairs,
-    steps, 1, 28, 28].
+    steps, C, H, W].
 
-    Images a and b are [pairs, 1, 28, 28]. Straight, not spherical: posterior means lie on no sphere
+    Images a and b are [pairs, C, H, W]. Straight, not spherical: posterior means lie on no sphere
     (a collapsed latent's are zero, and norms differ from image to image), and through a linear
     decoder a straight line is exactly the mixture of its two ends.
     """
@@ -106,10 +107,5 @@ def origin(
 
 @torch.no_grad()
 def decoded(model: VAE, z: Tensor) -> Tensor:
-    """f(z) for latents [rows, steps, m], [rows, steps, 1, 28, 28]."""
+    """f(z) for latents [rows, steps, m], [rows, steps, C, H, W]."""
     return model.mean_image(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-
-
-INACTIVE_THRESHOLD = (
-    0.01  # Var_x(E[z_i|x]) below which a unit counts as inactive (Burda et al., arXiv:1509.00519)
-)

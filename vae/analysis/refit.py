@@ -12,17 +12,27 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
+from vae.models.elbo import kl_to_prior, upper_bound
 from vae.models.likelihoods import Gaussian
 from vae.models.vae import VAE
 
 
-class Errors(NamedTuple):
+class ReconstructionErrors(NamedTuple):
     """What the ELBO of a Gaussian likelihood with any sigma needs of each image."""
 
     squared: Tensor  # [N], ‖x − f(z)‖² with z ~ q(z|x), float64 on the CPU
     kl: Tensor  # [N], KL(q(z|x) ‖ N(0, I))
     dimensions: int  # D: pixels times channels
+
+    @classmethod
+    def from_log_likelihood(
+        cls, log_likelihood: Tensor, kl: Tensor, dimensions: int, sigma: float
+    ) -> "ReconstructionErrors":
+        """From log p(x|z) [N] at some sigma, which has the squared error in it, and KL [N]."""
+        squared = 2 * sigma**2 * (upper_bound(dimensions, sigma) - log_likelihood).clamp_min(0)
+        return cls(squared, kl, dimensions)
 
     @property
     def sigma(self) -> float:
@@ -31,8 +41,7 @@ class Errors(NamedTuple):
 
     def elbo(self, sigma: float) -> Tensor:
         """The ELBO of each image at this sigma, [N]."""
-        constant = -0.5 * self.dimensions * math.log(2 * math.pi * sigma**2)
-        return constant - self.squared / (2 * sigma**2) - self.kl
+        return upper_bound(self.dimensions, sigma) - self.squared / (2 * sigma**2) - self.kl
 
 
 class Refit(NamedTuple):
@@ -46,7 +55,7 @@ class Refit(NamedTuple):
 @torch.no_grad()
 def reconstruction_errors(
     model: VAE, batches: Iterable[Tensor], samples: int = 1, seed: int = 0
-) -> Errors:
+) -> ReconstructionErrors:
     """Squared errors and KLs of batches of images [B, C, H, W], `samples` latent samples each."""
     generator = torch.Generator().manual_seed(seed)
     squared, kls, dimensions = [], [], 0
@@ -58,10 +67,9 @@ def reconstruction_errors(
             mean = model.mean_image(q.loc + q.scale * noise)
             total += (x - mean).flatten(1).square().sum(1).cpu().double()
         squared.append(total / samples)
-        mean, variance = q.loc.cpu().double(), q.scale.cpu().double().square()
-        kls.append(0.5 * (mean.square() + variance - 1 - variance.log()).sum(1))
+        kls.append(kl_to_prior(Normal(q.loc.cpu().double(), q.scale.cpu().double())).sum(1))
         dimensions = x[0].numel()
-    return Errors(torch.cat(squared), torch.cat(kls), dimensions)
+    return ReconstructionErrors(torch.cat(squared), torch.cat(kls), dimensions)
 
 
 def with_sigma(model: VAE, sigma: float) -> VAE:

@@ -1,8 +1,8 @@
 """How good are the samples? Two sets of features compared, [N, d] each, real ones first.
 
-Features come from a classifier (vae/classifier.py), never from pixels: there a full-covariance
-Gaussian's noise scores like real images. Every metric depends on N, so it means something only
-next to the same metric of two real sets of the same size.
+Features come from a classifier (vae/analysis/classifier.py), never from pixels: there a Gaussian's
+noise of full covariance scores like real images. Every metric depends on N, so it means something
+only next to the same metric of two real sets of the same size.
 """
 
 import math
@@ -122,8 +122,12 @@ class Neighbours(NamedTuple):
 
 def neighbours(real: Tensor, fake: Tensor, k: int = 5, rows: int = 1000) -> Neighbours:
     """Compare features real [N, d] and fake [M, d] by k nearest neighbours; memory bounded by
-    `rows` × max(N, M)."""
+    `rows` × max(N, M). Raises ValueError unless both have more than k images."""
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"{k} nearest neighbours need more than {k} images of both kinds")
     real, fake = real.cpu().double(), fake.cpu().double()
+
+    # 1. Distances within each set.
 
     def within(points: Tensor) -> tuple[Tensor, Tensor]:
         """Distance of each point to its nearest and its k-th nearest other point."""
@@ -139,6 +143,8 @@ def neighbours(real: Tensor, fake: Tensor, k: int = 5, rows: int = 1000) -> Neig
 
     real_first, real_radius = within(real)
     fake_first, fake_radius = within(fake)
+
+    # 2. Distances from one to the other.
     balls = torch.zeros(len(fake), dtype=torch.float64)  # real balls that hold each fake
     to_real = torch.full((len(fake),), math.inf, dtype=torch.float64)
     recall, coverage, to_fake = [], [], []
@@ -150,6 +156,8 @@ def neighbours(real: Tensor, fake: Tensor, k: int = 5, rows: int = 1000) -> Neig
         coverage.append(nearest <= radius)
         to_fake.append(nearest)
         to_real = torch.minimum(to_real, distance.min(0).values)
+
+    # 3. The measures.
     return Neighbours(
         precision=(balls > 0).double(),
         recall=torch.cat(recall).double(),

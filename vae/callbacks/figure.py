@@ -15,7 +15,7 @@ from vae.data.batches import as_batch
 from vae.plots.images import large_text, png
 from vae.runs.checkpoints import BEST
 from vae.theory.ppca import PPCA
-from vae.training.history import is_trial
+from vae.training.history import is_sanity_or_dev_run
 from vae.training.loggers import FaultTolerantLogger
 from vae.training.module import LitVAE
 
@@ -74,7 +74,7 @@ class FigureCallback(L.Callback):
 
     def try_make(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         """`make`, on rank zero, where a failure warns and no more."""
-        if trainer.is_global_zero and not is_trial(trainer):
+        if trainer.is_global_zero and not is_sanity_or_dev_run(trainer):
             with self.failures_counted(), large_text():
                 assert isinstance(pl_module, LitVAE), "it needs a LitVAE"
                 self.make(trainer, pl_module, split)

@@ -4,12 +4,12 @@ import lightning.pytorch as L
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vae.analysis.latents import LAB_BATCH
+from vae.analysis.latents import COLLAPSE_BATCH
 from vae.callbacks.figure import FigureCallback
 from vae.models.elbo import kl_to_prior
 from vae.plots.latents import collapse_figure
 from vae.theory.linear import affine_weights
-from vae.training.history import is_trial
+from vae.training.history import is_sanity_or_dev_run
 from vae.training.loggers import FaultTolerantLogger
 from vae.training.module import LitVAE
 
@@ -34,7 +34,7 @@ class PosteriorCollapse(FigureCallback):
     def log_histogram(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
         """KL per latent; cheap next to the picture, so at every validation."""
         loggers = [lg for lg in trainer.loggers if isinstance(lg, FaultTolerantLogger)]
-        if not trainer.is_global_zero or is_trial(trainer) or not loggers:
+        if not trainer.is_global_zero or is_sanity_or_dev_run(trainer) or not loggers:
             return
         with self.failures_counted():
             assert isinstance(pl_module, LitVAE), "it needs a LitVAE"
@@ -47,9 +47,9 @@ class PosteriorCollapse(FigureCallback):
         linear = affine_weights(module.model) is not None
         oracle = self.oracle(trainer, module) if linear else None
         heading = self.title(trainer, module, "KL per latent")
-        return collapse_figure(self.kl(trainer, module, split), heading, LAB_BATCH, oracle)
+        return collapse_figure(self.kl(trainer, module, split), heading, COLLAPSE_BATCH, oracle)
 
     def kl(self, trainer: L.Trainer, module: LitVAE, split: str) -> Tensor:
         """KL of each latent averaged over the first 256 images of the split, [m]."""
-        images = self.images(trainer, module, split, LAB_BATCH)
+        images = self.images(trainer, module, split, COLLAPSE_BATCH)
         return kl_to_prior(module.model.encode(images)).mean(0)

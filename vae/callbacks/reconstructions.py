@@ -1,4 +1,4 @@
-"""Reconstructions: 16 images next to f(z), z ~ q(z|x), the lab's tableau."""
+"""Reconstructions: 16 images next to f(z), z ~ q(z|x)."""
 
 import lightning.pytorch as L
 from matplotlib.figure import Figure

@@ -6,14 +6,13 @@ this is most of what makes an epoch of a small model five times as fast.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 PixelTransform = Literal["grey", "dequantised", "binarised"]
-PIXEL_TRANSFORMS = get_args(PixelTransform)
 
 
 class Batch(NamedTuple):
@@ -47,6 +46,10 @@ class Batch(NamedTuple):
             return None
         return self.random(torch.rand, 1, *self.pixels.shape[1:])[0]
 
+    def training_images(self) -> Tensor:
+        """The images as a training step sees them, with fresh noise: float [B, C, H, W]."""
+        return as_images(self.pixels, self.transform, self.pixel_noise())
+
     def images(self) -> Tensor:
         """The images as a model sees them in validation and test: float [B, C, H, W]."""
         return as_images(self.pixels, self.transform, self.uniform)
@@ -55,10 +58,10 @@ class Batch(NamedTuple):
         """Mean of `values` [B] over the whole batch, once DDP has averaged over the processes.
 
         Processes may have unequal shares of the batch, or none. An empty batch has mean 0.
-        Raises ValueError for anything else than one value an image.
+        Raises ValueError for anything else than one value per image.
         """
         if values.ndim != 1:
-            raise ValueError(f"one value an image is asked for, [B], not {[*values.shape]}")
+            raise ValueError(f"expected one value per image, [B], not {[*values.shape]}")
         return values.sum() * (self.world_size / max(self.size, 1))
 
     def split(self, batch_size: int) -> "list[Batch]":

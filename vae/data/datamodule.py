@@ -38,7 +38,7 @@ class ImageDataModule(L.LightningDataModule):
     probability x/255. The noise u ~ U[0, 1) is fresh in every training step and fixed for each
     image elsewhere. The validation split is `val_size` training images drawn with `val_seed`, the
     same for every run whatever its own `seed`, which shuffles. The test files are opened by testing
-    alone. For a data set of one's own override `prepare_data` and `read`.
+    alone. For your own data set override `prepare_data` and `read`.
 
     Raises ValueError for an unknown name or kind of pixels and for sizes that do not fit the data,
     and `prepare_data` RunError where the files cannot be had.
@@ -85,7 +85,7 @@ class ImageDataModule(L.LightningDataModule):
                 raise ValueError(problem)
         if self.source_name in SOURCES:
             self.check_sizes_for(SOURCES[self.source_name].train_images)
-        elif type(self).read is ImageDataModule.read:  # one's own class reads what it likes
+        elif type(self).read is ImageDataModule.read:  # a subclass reads what it likes
             raise ValueError(f"data.name={self.source_name} must be {' | '.join(SOURCES)}")
 
     def check_sizes_for(self, count: int) -> None:
@@ -128,7 +128,7 @@ class ImageDataModule(L.LightningDataModule):
 
     # --- images -----------------------------------------------------------------------------
 
-    def places(self, split: str) -> Tensor:
+    def split_indices(self, split: str) -> Tensor:
         """Which pixels are the split's, int64 [n]; RuntimeError before `setup` has read them, and
         ValueError for no split."""
         if split not in SPLITS:
@@ -142,15 +142,15 @@ class ImageDataModule(L.LightningDataModule):
 
     def split_pixels(self, split: str, stop: int | None = None) -> Tensor:
         """The first `stop` images of a split, uint8 [n, C, H, W]; all of them without it."""
-        return self.pixels[split].index_select(0, self.places(split)[:stop])
+        return self.pixels[split].index_select(0, self.split_indices(split)[:stop])
 
     def split_labels(self, split: str, stop: int | None = None) -> Tensor:
         """The labels of `split_pixels`, uint8 [n]."""
-        return self.labels[split].index_select(0, self.places(split)[:stop])
+        return self.labels[split].index_select(0, self.split_indices(split)[:stop])
 
     def images(self, split: str, n: int | None = None) -> Tensor:
         """The first n images of a split, or all, as a model sees them: float [n, C, H, W]."""
-        index = self.places(split)[:n]
+        index = self.split_indices(split)[:n]
         return as_images(
             self.split_pixels(split, n), self.transform, self.fixed_noise(split, index)
         )
@@ -199,7 +199,7 @@ class ImageDataModule(L.LightningDataModule):
             self._move_to(self.trainer.strategy.root_device)
         # Under DDP a backward pass belongs to one call of the training step: a block is one batch.
         blocks = self.batches_per_block if world_size == 1 else 1
-        places = self.places(split)
+        places = self.split_indices(split)
         batches = IndexBatches(
             places,
             self.batch_size * blocks if training else self.eval_batch_size,

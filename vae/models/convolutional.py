@@ -137,7 +137,8 @@ class PixelShuffle2(nn.Module):
 
 
 def smallest_maps(channels: int, halvings: int, image_shape: Sequence[int]) -> tuple[int, int, int]:
-    """[channels, h, w] after so many halvings; ValueError where a side is odd before its last."""
+    """[channels, h, w] after so many halvings; ValueError where 2**halvings does
+    not divide a side."""
     _, height, width = image_shape
     if height % 2**halvings or width % 2**halvings:
         raise ValueError(

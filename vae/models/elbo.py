@@ -1,4 +1,4 @@
-"""The evidence lower bound of a Gaussian VAE: the one place where it is written.
+"""The evidence lower bound of a Gaussian VAE, in one place.
 
 Everything is in nats per image, summed over pixels and latents (Kingma & Welling 2014, eq. 3 and
 appendix B):

@@ -43,7 +43,7 @@ ImageShape = Annotated[
     Sequence[Side],
     Len(3, 3),
     Predicate(lambda shape: math.prod(shape) <= 2**22),
-    doc("[channels,height,width], up to 4 million values an image"),
+    doc("[channels,height,width], up to 4 million values per image"),
 ]
 End = Annotated[float, Ge(-50), Le(50)]
 LogSdRange = Annotated[
@@ -53,7 +53,7 @@ LogSdRange = Annotated[
 
 
 class Encoder(nn.Module):
-    """Fully connected encoder; no hidden layer makes it the lab's baseline.
+    """Fully connected encoder; without a hidden layer it is the baseline's.
 
     Its hidden layers are either `hidden`, a width each, or `depth` layers of one `width`.
     `log_sd_range` = (low, high) bounds the log standard deviation softly; None leaves it as the
@@ -77,7 +77,8 @@ class Encoder(nn.Module):
         self.log_sd_range = log_sd_range
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_sd = self.layers(x.flatten(1)).chunk(2, dim=-1)  # [B, m] each
+        """Mean and log sd of q(z|x), [B, m] each, for images [B, C, H, W]."""
+        mean, log_sd = self.layers(x.flatten(1)).chunk(2, dim=-1)
         return mean, self.bounded(log_sd)
 
     def bounded(self, log_sd: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class Decoder(nn.Module):
     """Fully connected decoder; a sigmoid output keeps the mean image in [0, 1].
 
     Its hidden layers are given as an encoder's are. The output "auto" is linear without hidden
-    layers, as in the lab's baseline, and a sigmoid with some.
+    layers, as in the baseline, and a sigmoid with some.
     """
 
     def __init__(
@@ -112,7 +113,8 @@ class Decoder(nn.Module):
         self.image_shape = tuple(image_shape)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.output(self.layers(z)).reshape(z.shape[0], *self.image_shape)  # [B, C, H, W]
+        """What p(x|z) takes, [B, C, H, W], for latents [B, m]."""
+        return self.output(self.layers(z)).reshape(z.shape[0], *self.image_shape)
 
     @torch.no_grad()
     def start_at(self, image: Tensor) -> None:

@@ -31,6 +31,8 @@ class ELBO:
         return self.loss(terms, step), terms
 
     def loss(self, terms: ELBOTerms, step: int) -> Tensor:
+        """What is minimised for each image, [B] in nats; `step` is the number of optimiser steps
+        done, a 0-dimensional tensor where a CUDA graph replays the step."""
         return terms.kl.sum(-1) - terms.log_likelihood
 
 
@@ -42,7 +44,7 @@ class BetaELBO(ELBO):
         self.beta, self.warmup_steps = beta, warmup_steps
 
     def weight(self, step: int | Tensor) -> float | Tensor:
-        """Of the KL after so many steps; a CUDA graph of the step has their number in a tensor."""
+        """The KL's weight after `step` optimiser steps."""
         if not self.warmup_steps:
             return self.beta
         share = step / self.warmup_steps
@@ -72,7 +74,8 @@ class FreeBits(ELBO):
     """Σ_i max(nats, mean over the batch of KL_i) − log p(x|z): no gain in pushing a latent below
     `nats`.
 
-    Kingma et al. 2016, arXiv:1606.04934, eq. 15, a latent a group. The batch is that of all ranks.
+    Kingma et al. 2016, arXiv:1606.04934, eq. 15, with a group for each latent. The batch is that of
+    all ranks.
     """
 
     def __init__(self, nats: Weight) -> None:
@@ -96,7 +99,7 @@ class IWAE:
     def __call__(self, model: VAE, x: Tensor, noise: Tensor, step: int) -> tuple[Tensor, ELBOTerms]:
         q = model.encode(x)
         z = q.loc + q.scale * noise  # [K, B, m]
-        rows = x.expand(self.samples, *x.shape).flatten(0, 1)  # [K B, 1, 28, 28]
+        rows = x.expand(self.samples, *x.shape).flatten(0, 1)  # [K B, C, H, W]
         log_likelihood = model.log_likelihood(rows, z.flatten(0, 1)).view(self.samples, -1)
         log_weight = log_likelihood + log_prior_ratio(z, noise, q.scale.log().sum(-1))  # [K, B]
         objective = math.log(self.samples) - log_weight.logsumexp(0)

@@ -18,7 +18,8 @@ Name = Annotated[str, MinLen(1), doc("text")]
 
 
 class VAE(nn.Module):
-    """p(z) = N(0, I), q(z|x) = N(mean(x), diag sd(x)²), p(x|z) = the likelihood at f(z).
+    """p(z) = N(0, I), q(z|x) = N(mean(x), diag sd(x)²), p(x|z) = the likelihood, given the
+    decoder's output at z. f(z) is the mean image of p(x|z).
 
     Without a likelihood it is N(f(z), sigma² I) with this fixed sigma, in units of pixel intensity
     (images are in [0, 1]). Raises ValueError for a likelihood that does not go with sigma or with

@@ -25,8 +25,9 @@ def traversal_figure(
     span: float = 3.0,
     steps: int = 11,
 ) -> Figure:
-    """`traversals` as a picture, one latent a row with its mean KL where images tell it; by default
-    the first 10."""
+    """`traversals` from z [m] or images [N, C, H, W] as a picture: a row per latent, with its mean
+    KL where images tell it; by default the first 10. Raises ValueError where the images use no
+    latent."""
     z, shown, used = origin(model, start, latents)
     shown = shown if latents is not None else shown[:MAX_TRAVERSALS]
     if not shown:
@@ -43,7 +44,8 @@ def traversal_figure(
 
 
 def interpolation_figure(model: VAE, a: Tensor, b: Tensor, steps: int = 9) -> Figure:
-    """`interpolations` as a picture, one line a row, between the two images themselves."""
+    """`interpolations` of images a and b, [pairs, C, H, W], as a picture: a row per pair, between
+    the two images themselves."""
     between = interpolations(model, a, b, steps)
     images = torch.cat([a[:, None].to(between), between, b[:, None].to(between)], dim=1)
     shares = [

@@ -60,7 +60,7 @@ def check_checkpoints(
     """Raise UserError where a checkpoint of the folder is one of other networks than this model, or
     the last has more epochs or optimiser steps behind it than the run is to have (-1: no limit).
 
-    Other weights, those of a learning step of one's own, may not have been made yet.
+    Other weights, those of your own learning step, may not have been made yet.
     """
     for path in filter(Path.is_file, (folder / BEST, folder / LAST)):
         checkpoint = read_checkpoint(path)
@@ -68,12 +68,12 @@ def check_checkpoints(
         too_long = max_epochs is not None and isinstance(done, int) and 0 <= max_epochs < done
         if too_long and path == folder / LAST:
             raise UserError(
-                f"trainer.max_epochs={max_epochs}: {folder} has {done} epochs behind it already"
+                f"trainer.max_epochs={max_epochs}: {folder} has {done} epochs of training already"
             )
         steps = checkpoint.get("global_step")
         if path == folder / LAST and isinstance(steps, int) and 0 <= max_steps < steps:
             raise UserError(
-                f"trainer.max_steps={max_steps}: {folder} has {steps} steps behind it already"
+                f"trainer.max_steps={max_steps}: {folder} has {steps} steps of training already"
             )
         for part in ("state_dict", "current_model_state"):  # and the weights behind an average
             if part not in checkpoint:

@@ -14,7 +14,7 @@ def accelerators() -> dict[str, str]:
     return names | {device: device for device in gpus}
 
 
-def unavailable_accelerator(key: str, accelerator: Any) -> list[str]:
+def accelerator_problem(key: str, accelerator: Any) -> list[str]:
     """The problem with an accelerator that exists, but not on this machine."""
     available = accelerators()
     if accelerator not in ("gpu", "cuda", "mps") or accelerator in available:

@@ -12,7 +12,7 @@ from vae.runs.printable import printable
 
 
 class UserError(Exception):
-    """Overrides that cannot be run: one line a problem, each naming the override to change."""
+    """Overrides that cannot be run: one line per problem, each naming the override to change."""
 
     def __init__(self, *problems: str) -> None:
         self.problems: Sequence[str] = [
@@ -61,7 +61,7 @@ def report_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             print(f"error: {printable(f'{where}: {what}', length=2000)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("stopped before anything began that could be lost", file=sys.stderr)
+            print("interrupted", file=sys.stderr)
             sys.exit(130)
 
     return wrapped

@@ -1,4 +1,4 @@
-"""Small files of a run folder, written whole or not at all, read and written without torch."""
+"""Small files of a run folder, written atomically, read and written without torch."""
 
 import contextlib
 import itertools
@@ -68,6 +68,14 @@ def read_metrics(path: Path) -> dict[str, float | None]:
 
 def as_finite(value: int | None) -> int | None:
     return value if value is None or abs(value) < 1e300 else None
+
+
+def finite_number(value: Any) -> float | None:
+    """The value as a float; None for anything but a number, and where it is not finite, as an
+    integer larger than every float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if -1e300 < value < 1e300 else None
 
 
 def finite(value: Any) -> Any:

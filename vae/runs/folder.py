@@ -107,13 +107,11 @@ def open_runs(
     folders: Any,
     allow: Any = (),
     problems: list[str] | None = None,
-    diverged: bool = False,
 ) -> list[Run]:
     """The runs of these folders, for a command whose setting named them.
 
-    A folder that cannot be opened, or whose weights are not finite unless `diverged` ones may be,
-    gets a line that begins with the setting: in `problems`, where a command collects them, else in
-    a UserError.
+    A folder that cannot be opened, or whose weights are not finite, gets a line that begins with
+    the setting: in `problems`, where a command collects them, else in a UserError.
     """
     found: list[str] = []
     runs = []
@@ -125,7 +123,7 @@ def open_runs(
             continue  # the command's own validation says so
         try:
             run = load_run(folder, allow=modules)
-            if not diverged and (problem := divergence_problem(run)):
+            if problem := divergence_problem(run):
                 raise UserError(problem)
             runs.append(run)
         except UserError as error:

@@ -21,55 +21,55 @@ class Role(NamedTuple):
     must_match: bool = False  # between runs whose metrics are compared
 
 
-OBSERVES = Role(may_change=True, affects_result=False, names_run=False)
-SCHEDULES = Role(may_change=True, affects_result=True, names_run=True)
-DEFINES = Role(may_change=False, affects_result=True, names_run=True)
-IMAGES = Role(may_change=False, affects_result=True, names_run=True, must_match=True)
+NO_EFFECT = Role(may_change=True, affects_result=False, names_run=False)
+CHANGEABLE = Role(may_change=True, affects_result=True, names_run=True)
+DEFINES_RUN = Role(may_change=False, affects_result=True, names_run=True)
+DEFINES_DATA = Role(may_change=False, affects_result=True, names_run=True, must_match=True)
 
 # The first pattern that fits counts. `*` stands for any text, dots included.
 ROLES: dict[str, Role] = {
     "seed": Role(may_change=False, affects_result=True, names_run=False),
-    "threads": OBSERVES,
-    "resume": OBSERVES,
-    "save_every_n_steps": OBSERVES,
-    "logger": OBSERVES,
-    "logger.*": OBSERVES,
-    "callbacks": SCHEDULES,
-    "callbacks.*": SCHEDULES,  # but for those that only watch: OBSERVERS
-    "trainer": SCHEDULES,
-    "trainer._target_": OBSERVES,
-    "trainer.accelerator": OBSERVES,
-    "trainer.strategy": OBSERVES,
-    "trainer.deterministic": OBSERVES,
-    "trainer.benchmark": OBSERVES,
-    "trainer.detect_anomaly": OBSERVES,
-    "trainer.profiler*": OBSERVES,
-    "trainer.log_every_n_steps": OBSERVES,
-    "trainer.enable_checkpointing": SCHEDULES,  # without, the last weights are tested
-    "trainer.enable_*": OBSERVES,
-    "trainer.barebones": OBSERVES,
-    "trainer.num_sanity_val_steps": OBSERVES,
-    "trainer.inference_mode": OBSERVES,
-    "trainer.use_distributed_sampler": OBSERVES,
-    "trainer.reload_dataloaders_every_n_epochs": OBSERVES,
-    "trainer.limit_predict_batches": OBSERVES,
-    "trainer.*": SCHEDULES,
-    "skip_bad_steps": SCHEDULES,
-    "learning._target_": DEFINES,
-    "learning.compile": SCHEDULES,
-    "learning.cuda_graph": OBSERVES,
+    "threads": NO_EFFECT,
+    "resume": NO_EFFECT,
+    "save_every_n_steps": NO_EFFECT,
+    "logger": NO_EFFECT,
+    "logger.*": NO_EFFECT,
+    "callbacks": CHANGEABLE,
+    "callbacks.*": CHANGEABLE,  # but for those that only watch: OBSERVING_CALLBACKS
+    "trainer": CHANGEABLE,
+    "trainer._target_": NO_EFFECT,
+    "trainer.accelerator": NO_EFFECT,
+    "trainer.strategy": NO_EFFECT,
+    "trainer.deterministic": NO_EFFECT,
+    "trainer.benchmark": NO_EFFECT,
+    "trainer.detect_anomaly": NO_EFFECT,
+    "trainer.profiler*": NO_EFFECT,
+    "trainer.log_every_n_steps": NO_EFFECT,
+    "trainer.enable_checkpointing": CHANGEABLE,  # without, the last weights are tested
+    "trainer.enable_*": NO_EFFECT,
+    "trainer.barebones": NO_EFFECT,
+    "trainer.num_sanity_val_steps": NO_EFFECT,
+    "trainer.inference_mode": NO_EFFECT,
+    "trainer.use_distributed_sampler": NO_EFFECT,
+    "trainer.reload_dataloaders_every_n_epochs": NO_EFFECT,
+    "trainer.limit_predict_batches": NO_EFFECT,
+    "trainer.*": CHANGEABLE,
+    "skip_bad_steps": CHANGEABLE,
+    "learning._target_": DEFINES_RUN,
+    "learning.compile": CHANGEABLE,
+    "learning.cuda_graph": NO_EFFECT,
     "learning.batches_per_block": Role(may_change=False, affects_result=False, names_run=False),
-    "data.root": OBSERVES,
-    "data.eval_batch_size": OBSERVES,
-    "data.batch_size": DEFINES,
-    "data.*": IMAGES,
-    "data": IMAGES,
+    "data.root": NO_EFFECT,
+    "data.eval_batch_size": NO_EFFECT,
+    "data.batch_size": DEFINES_RUN,
+    "data.*": DEFINES_DATA,
+    "data": DEFINES_DATA,
     "model.name": Role(may_change=False, affects_result=False, names_run=False),  # always shown
-    "*": DEFINES,
+    "*": DEFINES_RUN,
 }
 
 # Callbacks that leave the weights and the metrics alone.
-OBSERVERS = (
+OBSERVING_CALLBACKS = (
     "vae.callbacks.",
     "vae.training.Progress",
     *(
@@ -102,7 +102,7 @@ def may_change_on_resume(key: str) -> bool:
 def affects_result(key: str) -> bool:
     """Whether weights or metrics depend on this setting.
 
-    Callbacks are taken to; `result_settings` looks at their classes and knows better.
+    True for every callback; `result_settings` looks at their classes.
     """
     return role(key).affects_result
 
@@ -140,7 +140,7 @@ def result_settings(settings: Settings) -> dict[str, Any]:
 def observes(callback: Any) -> bool:
     """Whether a callback's settings name a class that leaves weights and metrics alone."""
     target = callback.get("_target_") if isinstance(callback, Mapping) else None
-    return callback is None or str(target).startswith(OBSERVERS)
+    return callback is None or str(target).startswith(OBSERVING_CALLBACKS)
 
 
 def device_count(devices: Any) -> Any:

@@ -119,7 +119,7 @@ def traced(network: Network) -> ExportedProgram:
 
 
 def write_torch(program: ExportedProgram, network: Network, path: Path) -> None:
-    buffer = io.BytesIO()  # torch tells a full disk as a RuntimeError, Python as an OSError
+    buffer = io.BytesIO()  # torch reports a full disk as a RuntimeError, Python as an OSError
     torch.export.save(program, buffer)
     path.write_bytes(buffer.getvalue())
 

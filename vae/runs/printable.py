@@ -4,7 +4,6 @@ A run folder may come from a stranger: its names may hold terminal escapes, line
 that turn the direction of writing, path separators, or a formula for a spreadsheet.
 """
 
-import re
 import unicodedata
 from typing import Any
 
@@ -23,12 +22,6 @@ def printable(text: Any, length: int = 500) -> str:
         for character in text[:length]
     )
     return shown + "…" if len(text) > length else shown
-
-
-def file_name(text: Any, length: int = 100) -> str:
-    """One part of a path: letters, digits and `._=,+-`, never empty, hidden or a parent folder."""
-    name = re.sub(r"[^\w.=,+-]", "_", str(text)[:length])
-    return re.sub(r"^[.-]", "_", name) or "_"
 
 
 def csv_cell(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Whether the settings of a run folder may be resumed: what they name is built and writes files.
 
 A resumed run builds optimizers, callbacks and loggers as its settings say, so these name classes of
-torch, Lightning and this project, or of a module of one's own that lies outside the run folder.
+torch, Lightning and this project, or of your own module that lies outside the run folder.
 Nothing is imported before that has been checked. Everything raises UserError with one line a
 problem.
 """

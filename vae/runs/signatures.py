@@ -26,7 +26,12 @@ from vae.runs.printable import printable
 from vae.runs.third_party import known_type
 
 STRICT = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
-WORDS = ("T_max", "total_steps", "warmup_steps", "total_iters")  # that may be "auto"
+AUTO_ARGUMENTS = (
+    "T_max",
+    "total_steps",
+    "warmup_steps",
+    "total_iters",
+)  # the arguments that may be "auto"
 NONE_GIVEN: Mapping[str, str] = {}
 
 
@@ -153,7 +158,7 @@ def value_problems(key: str, value: Any, annotation: Any) -> Iterator[str]:
     elif wanted_classes(annotation) and value is not None:
         yield without_target(key, value)
     elif not is_valid(value, annotation) and not (
-        key.rpartition(".")[2] in WORDS and value == "auto"
+        key.rpartition(".")[2] in AUTO_ARGUMENTS and value == "auto"
     ):
         words = describe(annotation)
         near = difflib.get_close_matches(str(value), map(str, choices(annotation)), 1)
@@ -230,7 +235,7 @@ def has_target(node: Any) -> bool:
 
 
 def without_target(key: str, node: Any) -> str:
-    return f"{key}={shown(node)} has no _target_, the class to make it of"
+    return f"{key}={shown(node)} needs a _target_, the class to instantiate"
 
 
 def unknown(prefix: str, name: str, known: Iterable[str], owner: str = "") -> str:

@@ -17,6 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from vae.runs.errors import UserError, first_line
+from vae.runs.keys import select
 from vae.runs.printable import printable
 
 MAX_SETTINGS_BYTES = 1_000_000
@@ -80,7 +81,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({first_line(error)})") from error
     if not isinstance(plain, dict):
         raise UserError(f"{path} holds no settings")
-    return {str(key): followed(plain, [str(key)], value) for key, value in plain.items()}
+    return {str(key): resolve_references(plain, [str(key)], value) for key, value in plain.items()}
 
 
 def read_yaml(path: Path) -> Any:
@@ -112,15 +113,15 @@ def check_yaml(text: str) -> None:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
 
-def followed(plain: Mapping[str, Any], path: list[str], value: Any) -> Any:
+def resolve_references(plain: Mapping[str, Any], path: list[str], value: Any) -> Any:
     """A value with references to single settings replaced by what they stand for."""
     if isinstance(value, Mapping):
         return {
-            k if type(k) is int else str(k): followed(plain, [*path, str(k)], child)
+            k if type(k) is int else str(k): resolve_references(plain, [*path, str(k)], child)
             for k, child in value.items()
         }
     if isinstance(value, list):
-        return [followed(plain, [*path, str(i)], child) for i, child in enumerate(value)]
+        return [resolve_references(plain, [*path, str(i)], child) for i, child in enumerate(value)]
     for _ in range(MAX_DEPTH):
         match = REFERENCE.fullmatch(value) if isinstance(value, str) else None
         if match is None:
@@ -128,22 +129,16 @@ def followed(plain: Mapping[str, Any], path: list[str], value: Any) -> Any:
         name = match[1].lstrip(".")
         dots = len(match[1]) - len(name)  # one dot: a sibling, two: of the parent
         path = [*path[: max(len(path) - dots, 0)], *name.split(".")] if dots else name.split(".")
-        value = find(plain, path)
+        value = select(plain, ".".join(path))
     if isinstance(value, Mapping | list):
         short = isinstance(value, list) and len(value) <= MAX_REFERENCES
         value = value if short and not any(isinstance(v, list | Mapping) for v in value) else None
     if isinstance(value, list):
-        return [harmless(child) for child in value]
-    return harmless(value)
+        return [strip_interpolations(child) for child in value]
+    return strip_interpolations(value)
 
 
-def find(plain: Any, path: list[str]) -> Any:
-    for part in path:
-        plain = plain.get(part) if isinstance(plain, Mapping) else None
-    return plain
-
-
-def harmless(value: Any) -> Any:
+def strip_interpolations(value: Any) -> Any:
     """Text without an interpolation that OmegaConf would resolve."""
     return re.sub(r"\$+\{", "{", value) if isinstance(value, str) else value
 

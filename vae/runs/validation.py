@@ -1,6 +1,6 @@
 """Settings become objects here; what is wrong with them is reported all at once, by override."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from vae.runs.devices import unavailable_accelerator
+from vae.runs.devices import accelerator_problem
 from vae.runs.errors import UserError, first_line, resolved
 from vae.runs.folder import discard_empty_run
 from vae.runs.identity import flatten
+from vae.runs.keys import select
 from vae.runs.settings import TrainSettings, settings_problems
 from vae.runs.signatures import has_target, node_problems, shown, without_target
 from vae.runs.third_party import SCHEDULER_OPTIONS, SchedulerOptions
@@ -31,11 +32,11 @@ GROUPS: dict[str, type] = {
     "logger": Logger,
     "callbacks": L.Callback,
 }
-OF_SEVERAL = ("callbacks", "logger")  # groups of nodes
-WITHOUT = ("objective", "scheduler", "callbacks", "logger")  # groups that may be null
+MULTI_NODE_GROUPS = ("callbacks", "logger")  # groups of nodes
+OPTIONAL_GROUPS = ("objective", "scheduler", "callbacks", "logger")  # groups that may be null
 
 # Arguments that the project passes itself, and which setting to use instead.
-PASSED = {
+PASSED_ARGUMENTS = {
     "trainer": {
         "callbacks": "callbacks are a group of their own: +callbacks.mine._target_=…",
         "logger": "loggers are a group of their own: logger=csv",
@@ -79,14 +80,14 @@ class Builder:
         self.problems += own or found  # a reference repeats what is wrong with its source
         if not self.problems:
             self.problems += repeated_settings(self.config["model"])
-        self.problems += unavailable_accelerator(
+        self.problems += accelerator_problem(
             "trainer.accelerator", self.config["trainer"].get("accelerator")
         )
 
     def _group_problems(self, key: str) -> Iterator[tuple[str, Iterator[str]]]:
         """The names of a group's nodes, and what is wrong with each."""
         node = self.config.get(key)
-        if key in OF_SEVERAL and isinstance(node, Mapping) and not has_target(node):
+        if key in MULTI_NODE_GROUPS and isinstance(node, Mapping) and not has_target(node):
             for name, child in node.items():
                 if child is not None:
                     yield f"{key}.{name}", problems_of_node(f"{key}.{name}", child, GROUPS[key])
@@ -95,24 +96,14 @@ class Builder:
 
     def require(self, *keys: str) -> None:
         """Raise for keys that were taken away, or that are null and cannot be."""
-        if missing := [key for key in keys if self._node(key) is None]:
-            told = {key_of(problem) for problem in self.problems}
-            more = [f"{key}: is missing" for key in missing if key not in told]
+        if missing := [key for key in keys if select(self.config, key) is None]:
+            reported = {key_of(problem) for problem in self.problems}
+            more = [f"{key}: is missing" for key in missing if key not in reported]
             raise UserError(*self.problems, *more)
-
-    def _node(self, key: str) -> Any:
-        node: Any = self.config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        return node
-
-    def node(self, key: str) -> dict[str, Any] | None:
-        """The settings of a node, checked; None where it is switched off or something is wrong."""
-        return None if self.checked.get(key) else self._node(key)
 
     def __call__(self, key: str, **passed: Any) -> Any:
         """The object of a node; None where it is switched off or something is wrong with it."""
-        node = self.node(key)
+        node = None if self.checked.get(key) else select(self.config, key)
         if node is None or any(key_of(p).startswith(f"{key}.") for p in self.problems):
             return None
         try:
@@ -131,17 +122,11 @@ class Builder:
         if not any(key_of(problem) == "seed" for problem in self.problems):
             L.seed_everything(self.config["seed"], verbose=False)
 
-    def each(
-        self, key: str, passed: Callable[[dict[str, Any]], dict[str, Any]] = lambda node: {}
-    ) -> list[Any]:
-        """The objects of a group of nodes, or of one node, less those switched off.
-
-        `passed` gives the arguments of a node that are not settings.
-        """
+    def each(self, key: str) -> list[Any]:
+        """The objects of a group of nodes, or of one node, less those switched off."""
         node = self.config.get(key) or {}
         names = [key] if has_target(node) else [f"{key}.{name}" for name in node]
-        made = [self(name, **passed(self._node(name) or {})) for name in names]
-        return [part for part in made if part is not None]
+        return [part for part in map(self, names) if part is not None]
 
     def finish(self, folder: Path) -> None:
         """Raise what was found, and take away the folder of a run that never began."""
@@ -154,7 +139,7 @@ def wrong_groups(plain: Mapping[str, Any]) -> Iterator[str]:
     """Groups that are missing, or no group of settings at all."""
     for key in GROUPS:
         node = plain.get(key)
-        if node is None and key not in WITHOUT:
+        if node is None and key not in OPTIONAL_GROUPS:
             yield f"{key}: is missing"
         elif node is not None and not isinstance(node, Mapping):
             yield without_target(key, node)
@@ -170,7 +155,7 @@ def problems_of_node(key: str, node: Any, kind: type) -> Iterator[str]:
         options = {name: node[name] for name in SCHEDULER_OPTIONS if name in node}
         for line in settings_problems(options, SchedulerOptions):
             yield f"{key}.{line}"
-    yield from node_problems(key, own_arguments(key, node), PASSED.get(group, {}), kind)
+    yield from node_problems(key, own_arguments(key, node), PASSED_ARGUMENTS.get(group, {}), kind)
 
 
 def own_arguments(key: str, node: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import MultivariateNormal, Normal
 
-from vae.models.elbo import gaussian_log_likelihood
+from vae.models.elbo import gaussian_log_likelihood, kl_to_prior
 from vae.models.likelihoods import Gaussian
 from vae.models.networks import Decoder, Encoder
 from vae.models.vae import VAE
@@ -57,18 +57,25 @@ def spectral_radius(weights: AffineWeights) -> float:
     return torch.linalg.eigvals(weights.V @ weights.W).abs().max().item()
 
 
-def normal_law(mean: Tensor, covariance: Tensor) -> MultivariateNormal:
+def gaussian(mean: Tensor, covariance: Tensor) -> MultivariateNormal:
     """N(mean [m], covariance [m, m]) in the precision of its arguments."""
     return MultivariateNormal(mean, covariance, validate_args=False)
 
 
 def kl_to_standard_normal(law: MultivariateNormal) -> float:
     """KL(law ‖ N(0, I)) in nats."""
-    zero = torch.zeros_like(law.loc)
-    return kl_divergence(law, normal_law(zero, torch.eye(len(zero), dtype=zero.dtype))).item()
+    return kl_of_moments(law.loc, law.covariance_matrix)
 
 
-def sample_law(law: MultivariateNormal, n: int, generator: torch.Generator | None = None) -> Tensor:
+def kl_of_moments(mean: Tensor, covariance: Tensor) -> float:
+    """KL(N(mean [m], covariance [m, m]) ‖ N(0, I)) in nats."""
+    second = covariance.trace() + mean.square().sum()
+    return 0.5 * (second - len(mean) - covariance.logdet()).item()
+
+
+def sample_gaussian(
+    law: MultivariateNormal, n: int, generator: torch.Generator | None = None
+) -> Tensor:
     """n draws from `law`, [n, m], from a generator of their own."""
     noise = torch.randn(n, len(law.loc), generator=generator, dtype=law.loc.dtype)
     return law.loc + noise @ law.scale_tril.T
@@ -84,7 +91,7 @@ def lyapunov(A: Tensor, Q: Tensor) -> Tensor:
     return covariance
 
 
-def stationary_law(model: VAE, weights: AffineWeights) -> MultivariateNormal | None:
+def stationary_distribution(model: VAE, weights: AffineWeights) -> MultivariateNormal | None:
     """Mean and covariance of the limit of a linear VAE's chain; None where there is no limit.
 
     z_{t+1} = A z_t + a + noise with A = V W, a = V b + c and noise covariance sigma² V Vᵀ + E
@@ -116,7 +123,7 @@ def stationary_law(model: VAE, weights: AffineWeights) -> MultivariateNormal | N
         if not torch.isfinite(covariance).all():
             return None
         if (covariance - before).norm() < 1e-9 * covariance.norm():
-            return normal_law(mean, covariance)
+            return gaussian(mean, covariance)
     return None
 
 
@@ -149,8 +156,8 @@ def linear_elbo(model: VAE, weights: AffineWeights, images: Tensor) -> Tensor:
     ≥ 0.
     """
     q = model.encode(images)
-    mean, variance = q.loc.cpu().double(), q.scale.cpu().double().square()
+    q = Normal(q.loc.cpu().double(), q.scale.cpu().double())
     x = images.flatten(1).cpu().double()
-    at_mean = gaussian_log_likelihood(x, mean @ weights.W.T + weights.b, weights.sigma)
-    kl = 0.5 * (mean.square() + variance - 1 - variance.log()).sum(1)
-    return at_mean - (variance @ weights.W.square().sum(0)) / (2 * weights.sigma**2) - kl
+    at_mean = gaussian_log_likelihood(x, q.loc @ weights.W.T + weights.b, weights.sigma)
+    spread = q.variance @ weights.W.square().sum(0)  # E‖W (z − mean)‖²
+    return at_mean - spread / (2 * weights.sigma**2) - kl_to_prior(q).sum(1)

@@ -119,12 +119,6 @@ class PPCA:
         return kl
 
     @property
-    def mixing_steps(self) -> float:
-        """Steps over which the chain decode → sample → encode → sample forgets its start: about
-        λ_1/s²."""
-        return self.spectrum.eigenvalues[0].item() / self.sigma**2
-
-    @property
     def total_kl(self) -> float:
         """Σ_i KL_i, the mean over the training split: the rate of a rate-distortion curve, nats."""
         return self.kl.sum().item()

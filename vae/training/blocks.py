@@ -21,10 +21,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vae.data.batches import Batch
 from vae.data.datamodule import ImageDataModule
 from vae.runs.errors import UserError
-from vae.training.cuda_graph import GraphedLoss
+from vae.training.compiled_loss import loss_with_gradients
 from vae.training.finite import FiniteCheck
+from vae.training.graphed_loss import GraphedLoss
 from vae.training.module import LitVAE
-from vae.training.one_graph import loss_with_gradients
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,10 @@ class BlockTraining(LitVAE):
             assert self.schedule is not None  # see on_train_start
             value = self.trainer.callback_metrics.get(self.schedule.monitor)
             if value is None:
-                log.warning("scheduler: without %s the rate stays", self.schedule.monitor)
+                log.warning(
+                    "scheduler: without %s the learning rate is unchanged",
+                    self.schedule.monitor,
+                )
             else:
                 scheduler.step(value)
 

@@ -1,4 +1,4 @@
-"""How checkpoints are written: whole or not at all, the best and the last, wherever the folder
+"""How checkpoints are written: atomically, the best and the last, wherever the folder
 is."""
 
 import copy
@@ -49,9 +49,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     os.fsync(file.fileno())
             os.replace(partial, path)
             self._newest = path, copy.deepcopy(progress)
-        except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             partial.unlink(missing_ok=True)
-            kept = "the one before is whole" if path.exists() else "there was none before"
+            kept = "the previous checkpoint is intact" if path.exists() else "there was none before"
             raise RunError(
                 f"{path} cannot be written ({str(error).splitlines()[0]}); {kept}"
             ) from error

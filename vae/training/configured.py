@@ -10,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vae.data.batches import Batch
 from vae.runs.checkpoints import CHECKPOINT_FORMAT
 from vae.runs.errors import UserError, first_line
-from vae.training.devices import half_precision
+from vae.training.devices import half_precision_problem
 from vae.training.hooks import LeanModule, skip_records
 from vae.training.hyperparameters import Settings, from_settings, is_settings
 from vae.training.schedules import Schedule, as_schedule, run_length
@@ -51,11 +52,11 @@ class ConfiguredModule(LeanModule):
         checkpoint["vae_format"] = CHECKPOINT_FORMAT
 
     def setup(self, stage: str) -> None:
-        if problem := half_precision(self.trainer.precision):
+        if problem := half_precision_problem(self.trainer.precision):
             raise UserError(problem)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Say of the first images of a loader of one's own that they are no intensities."""
+        """Warn once of images of a loader of yours that are no intensities in [0, 1]."""
         if self.saw_images:
             return
         images = batch[0] if isinstance(batch, list | tuple) and len(batch) else batch
@@ -69,6 +70,11 @@ class ConfiguredModule(LeanModule):
                     f"images from {low:.4g} to {high:.4g}, not in [0, 1]: sigma is in their units, "
                     "and pictures cut them off"
                 )
+        elif images.dtype != torch.bool and not isinstance(batch, Batch) and images.max() <= 1:
+            rank_zero_warn(
+                "integer images of 0 and 1 are read as intensities of 0 to 255, so all but black; "
+                "give booleans or floats"
+            )
 
     def configure_optimizers(self) -> Any:
         try:

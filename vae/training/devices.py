@@ -23,7 +23,7 @@ def resolve_precision(precision: Any, accelerator: str, parameters: int) -> Any:
     """Lightning's precision for `fastest`, logged in a line; any other as it is.
 
     Without hardware for it bfloat16 is emulated: on a CPU with AVX2 alone 25 times slower. With
-    AVX-512 a step of the lab's baseline takes a sixth longer in bfloat16, of its deep model a fifth
+    AVX-512 a step of the baseline takes a sixth longer in bfloat16, of the deep model a fifth
     less.
     """
     if precision != FASTEST:
@@ -47,18 +47,18 @@ def computes_in_bfloat16(accelerator: str) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def half_precision(precision: Any) -> str | None:
+def half_precision_problem(precision: Any) -> str | None:
     """Why there is no training in half precision alone; None for other precisions."""
     if precision not in HALF:
         return None
     return f"precision={precision}: the ELBO's squares, exp and sums need float32; take bf16-mixed"
 
 
-def unavailable(trainer: dict[str, Any]) -> list[str]:
+def device_problems(trainer: dict[str, Any]) -> list[str]:
     """A line for each of the Trainer's settings that this project cannot honour, and why."""
     problems = []
     precision, strategy = trainer.get("precision"), str(trainer.get("strategy"))
-    if problem := half_precision(precision):
+    if problem := half_precision_problem(precision):
         problems.append(f"trainer.{problem}")
     if any(kind in strategy for kind in SPAWNING):
         problems.append(
@@ -74,7 +74,7 @@ def unavailable(trainer: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def lightning_refusals() -> Iterator[None]:
+def translate_lightning_errors() -> Iterator[None]:
     """What Lightning says against settings as it meets them, as a UserError of one line."""
     try:
         yield

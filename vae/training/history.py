@@ -39,7 +39,7 @@ class History(L.Callback):
         self.rows = [row for row in rows if row["step"] <= trainer.global_step]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or is_trial(trainer) or not trainer.is_global_zero:
+        if trainer.state.fn != "fit" or is_sanity_or_dev_run(trainer) or not trainer.is_global_zero:
             return
         row = {"epoch": epochs_done(trainer), "step": trainer.global_step, **logged(trainer)}
         self.rows = [r for r in self.rows if r["step"] < trainer.global_step] + [row]
@@ -81,7 +81,7 @@ def logged(trainer: L.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in metrics if name.startswith(prefixes)}
 
 
-def is_trial(trainer: L.Trainer) -> bool:
+def is_sanity_or_dev_run(trainer: L.Trainer) -> bool:
     """Whether this is a sanity check or a fast_dev_run, which leave nothing behind."""
     return trainer.sanity_checking or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 

@@ -13,7 +13,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-OF_A_STEP = (
+STEP_HOOKS = (
     "on_train_batch_start",
     "on_before_zero_grad",
     "on_before_backward",
@@ -50,7 +50,7 @@ def skip_empty_hooks(callbacks: list[L.Callback]) -> None:
     for callback in callbacks:
         if not type(callback).__module__.startswith(("lightning.", "vae.")):
             continue
-        for name in OF_A_STEP:
+        for name in STEP_HOOKS:
             if getattr(type(callback), name) is getattr(L.Callback, name):
                 setattr(callback, name, None)
 

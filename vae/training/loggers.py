@@ -28,7 +28,7 @@ from vae.runs.errors import RunError, UserError, first_line
 from vae.runs.files import is_rank_zero, read_json, write_json
 from vae.runs.identity import flatten
 from vae.runs.untrusted import as_texts, read_yaml
-from vae.training.dashboard import LAYOUT, compared_settings, log_hparams, log_image
+from vae.training.tensorboard import LAYOUT, compared_settings, log_hparams, log_image
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ FOLD = 64  # training steps whose terms are kept before they are added up
 class ELBOMetric(Metric):
     """ELBO, its terms and the unused latents of a split, in nats per image.
 
-    Sums are in float64, in float32 where the device has none (`single`).
+    Sums are in `dtype`, which should be float64 where the device has it.
     """
 
     full_state_update = False
@@ -27,12 +27,10 @@ class ELBOMetric(Metric):
     mean: Tensor  # [m]
     square: Tensor  # [m]
 
-    def __init__(self, latent_dim: int, single: bool = False) -> None:
+    def __init__(self, latent_dim: int, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        dtype = torch.float32 if single else torch.float64
-        self.sum_dtype = dtype
-        for name, size in (("images", ()), ("log_likelihood", ())):
-            self.add_state(name, torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
+        for name in ("images", "log_likelihood"):
+            self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
         for name in ("kl", "mean", "square"):
             self.add_state(name, torch.zeros(latent_dim, dtype=dtype), dist_reduce_fx="sum")
 
@@ -73,10 +71,7 @@ class TrainMetric:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.recent: list[dict[str, Tensor]] = []
-        self.dtype = torch.float64
-
-    def set_sum_dtype(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+        self.dtype = torch.float64  # of the sums
 
     def append(self, terms: dict[str, Tensor]) -> None:
         """Keep the terms [B] of a step; a step without any adds nothing."""

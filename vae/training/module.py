@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vae.data.batches import Batch, as_batch, as_images
+from vae.data.batches import Batch, as_batch
 from vae.models import ELBO, VAE
 from vae.training.configured import ConfiguredModule
-from vae.training.cuda_graph import choose_loss
+from vae.training.graphed_loss import choose_loss
 from vae.training.hyperparameters import Settings, from_settings
 from vae.training.metrics import ELBOMetric, FixedNoise, TrainMetric
 from vae.training.schedules import Schedule
@@ -55,7 +55,7 @@ class LitVAE(ConfiguredModule):
         """The objective averaged over the batch; each image's terms go along, to be logged."""
         batch = as_batch(batch)
         eps = batch.random(torch.randn, self.objective.samples, self.model.latent_dim)  # [K, B, m]
-        x = as_images(batch.pixels, batch.transform, batch.pixel_noise())  # [B, C, H, W]
+        x = batch.training_images()  # [B, C, H, W]
         objective, log_likelihood, kl = self.compute_loss(x, eps, self.global_step)  # [B] each
         terms = {"objective": objective, "log_likelihood": log_likelihood, "kl": kl}
         self.terms = {name: term.detach() for name, term in terms.items()}
@@ -75,10 +75,11 @@ class LitVAE(ConfiguredModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        mps = self.trainer.strategy.root_device.type == "mps"  # has no float64
-        self.train_metric.set_sum_dtype(torch.float32 if mps else torch.float64)
+        device = self.trainer.strategy.root_device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # which mps has not
+        self.train_metric.dtype = dtype
         self.eval_metrics = {
-            split: ELBOMetric(self.model.latent_dim, mps).to(self.trainer.strategy.root_device)
+            split: ELBOMetric(self.model.latent_dim, dtype).to(device)
             for split in ("train", "val", "test")
         }
 
@@ -91,7 +92,9 @@ class LitVAE(ConfiguredModule):
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = as_batch(batch)
         if dataloader_idx and not batch.split_name:
-            raise TypeError("several test loaders: their images would be averaged; test one a time")
+            raise TypeError(
+                "several test loaders: their images would be averaged; test one at a time"
+            )
         self.evaluate(batch, batch_idx, batch.split_name or "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:

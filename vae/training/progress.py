@@ -1,4 +1,4 @@
-"""What the screen and train.log show while a run trains: a line an epoch, and on a terminal a bar
+"""What the screen and train.log show while a run trains: a line per epoch, and on a terminal a bar
 within it."""
 
 import logging

@@ -47,7 +47,7 @@ class ExactResume(L.Callback):
         if trainer.is_global_zero:
             if self._within_epoch:
                 log.warning(
-                    "the run had ended within an epoch, whose rest is left out: by "
+                    "the run had ended within an epoch, and continues with the next one: by "
                     "trainer.max_steps, or by a callback"
                 )
             report_changes(self.saved.get("environment"), environment(trainer, pl_module.device))
@@ -56,7 +56,7 @@ class ExactResume(L.Callback):
                 sums: dict[str, Tensor] = self.saved["train_sums"]
                 pl_module.train_metric.sums = {k: v.to(pl_module.device) for k, v in sums.items()}
             schedule, length = pl_module.schedule, schedule_length(pl_module)
-            in_use = trainer.lr_scheduler_configs  # SWA and steps of one's own may have taken it
+            in_use = trainer.lr_scheduler_configs  # SWA and your own steps may have taken it
             changed = length != self.saved["schedule_length"]
             if schedule is not None and length is not None and changed and in_use:
                 replay(schedule, in_use[0].scheduler, trainer.optimizers[0], length)

@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 class SignalHandler(L.Callback):
     """SIGTERM and Ctrl-C end a run with exit codes 143 and 130, `last` written, and the command
-    that goes on.
+    that resumes the run.
 
     As a context it answers signals from the start of a run to its end, at once where nothing is
     unsaved. While one process trains it waits for the block of steps at hand (Lightning's own

@@ -1,15 +1,16 @@
 """What must not be concluded from a comparison."""
 
 import math
+import re
 from collections.abc import Sequence
 
+from vae.analysis.limit import FORGOTTEN
 from vae.models.elbo import upper_bound
 from vae.reports.comparison.entries import Entry, learns_sigma
-from vae.reports.comparison.measure import STEPS
+from vae.reports.comparison.measure import STEPS, Training
 from vae.reports.comparison.sample_verdict import MEASURES
 from vae.reports.comparison.words import grouped, name_entries
 
-FORGOTTEN = 0.01  # share of the start below which a chain counts as having forgotten it
 LOOSE_BOUND = 0.1  # effective samples per sample below which an importance-weighted bound is loose
 
 
@@ -50,28 +51,40 @@ def differing_settings(entries: Sequence[Entry]) -> list[str]:
 
 
 def mixing_caution(entry: Entry) -> str | None:
-    """Whether the steps shown are the limit of the chain: exact, measured, or not resolved."""
-    training = entry.first
-    if training.limit.ran_away or training.trace.diverged:
-        return None  # the verdict on the chain says so
-    mixing, radius = training.mixing, training.trace.spectral_radius
-    if math.isinf(mixing.steps):
-        return f"the chain has no limit (spectral radius {radius:.4f} ≥ 1)."
-    if math.isnan(mixing.steps):
-        steps = training.evaluation.get("chain/steps", STEPS)
+    """Whether the steps shown are the limit of the chain, of the trainings for which they are not:
+    exact, measured, or not resolved."""
+    # The verdict on the chain says which left the finite numbers.
+    stayed = [t for t in entry.trainings if not (t.limit.ran_away or t.trace.diverged)]
+    if without := [t for t in stayed if math.isinf(t.mixing.steps)]:
+        largest = max(t.trace.spectral_radius or math.inf for t in without)
+        return f"the chain has no limit (spectral radius {largest:.4f} ≥ 1){share(without, entry)}."
+    if unresolved := [t for t in stayed if math.isnan(t.mixing.steps)]:
+        steps = min(t.evaluation.get("chain/steps", STEPS) for t in unresolved)
         return (
             f"{STEPS} steps need not be the limit of the chain: how fast it forgets its start is "
-            f"not resolved by {steps} steps."
+            f"not resolved by {steps} steps{share(unresolved, entry)}."
         )
-    left = mixing.memory(STEPS)
-    if left < FORGOTTEN:
+    slow = [t for t in stayed if t.mixing.memory(STEPS) >= FORGOTTEN]
+    if not slow:
         return None
+    slowest = max(slow, key=lambda t: t.mixing.steps)
+    mixing, radius = slowest.mixing, slowest.trace.spectral_radius
+    shares = sorted(t.mixing.memory(STEPS) for t in slow)
+    left = " to ".join(dict.fromkeys(f"{each:.0%}" for each in (shares[0], shares[-1])))
     where = "direction" if mixing.method == "exact" else "latent"
-    how = f"spectral radius {radius:.3f}, " if radius is not None else ""
+    longest = "" if len(slow) == 1 else " at most"
+    how = f"spectral radius {radius:.3f}{longest}, " if radius is not None else ""
     return (
-        f"{STEPS} steps are not the limit of the chain: in its slowest {where} {left:.0%} of the "
-        f"start is left after them ({how}mixing time {mixing.steps:.0f} steps, {mixing.method})."
+        f"{STEPS} steps are not the limit of the chain{share(slow, entry)}: in its slowest {where} "
+        f"{left} of the start is left after them ({how}mixing time {mixing.steps:.0f} "
+        f"steps{longest}, {mixing.method})."
     )
+
+
+def share(trainings: Sequence[Training], entry: Entry) -> str:
+    """` in 1 of 3 trainings`; nothing where it is all of them."""
+    n = len(entry.trainings)
+    return f" in {len(trainings)} of {n} trainings" if len(trainings) < n else ""
 
 
 def elbo_gap_caution(entry: Entry) -> str | None:
@@ -79,32 +92,30 @@ def elbo_gap_caution(entry: Entry) -> str | None:
     if entry.has("exact/gap"):
         gap = entry.mean("exact/gap")
         return f"the ELBO is {gap:.2f} nats below the exact log p(x)." if gap > 1 else None
-    if entry.has("bound/log_p"):
-        gap = entry.mean("bound/log_p") - entry.mean("test/elbo")
-        if gap <= 1:
-            return None
-        key = "bound/log_p_subset_se"  # of bound − ELBO, for these test images
-        error = entry.mean(key) if entry.has(key) else None
-        size = f"{gap:.2f}" + (f" ± {error:.2f}" if error else "")
-        images = entry.first.evaluation.get("bound/images", "?")
-        return f"the ELBO is at least {size} nats below log p(x) (bound on {images} test images)."
-    sizes = [
-        int(key.removeprefix("iwae/K="))
-        for key in entry.first.evaluation
-        if key.removeprefix("iwae/K=").isdigit()
-    ]
-    if not sizes:
+    evaluation = entry.first.evaluation
+    method = str(evaluation.get("bound/method", ""))
+    if not entry.has("bound/log_p") or method == "ELBO":
         return "the ELBO is a lower bound; how far log p(x) lies above it was not measured."
-    key = f"iwae/K={max(sizes)}"
-    if not (entry.has(key) and entry.has(f"{key}_ess")):
-        return None
-    value, ess = entry.mean(key), entry.mean(f"{key}_ess")
-    if ess >= LOOSE_BOUND * max(sizes):
-        return None
-    return (
-        f"the importance-weighted bound {value:.2f} rests on {ess:.1f} effective of {max(sizes)} "
-        "samples: it is loose, and log p(x) may lie well above it."
-    )
+    value = entry.mean("bound/log_p")
+    gap = value - entry.mean("test/elbo")
+    # 1. Whether the bound itself is loose.
+    loose, samples = "", re.match(r"L_(\d+)", method)
+    if samples and entry.has("bound/ess"):
+        K, ess = int(samples[1]), entry.mean("bound/ess")
+        if ess < LOOSE_BOUND * K:
+            loose = (
+                f"the importance-weighted bound {value:.2f} rests on {ess:.1f} effective of {K} "
+                "samples: it is loose, and log p(x) may lie well above it."
+            )
+    # 2. How far the ELBO is below it.
+    if gap <= 1:
+        return loose or None
+    key = "bound/log_p_subset_se"  # of bound − ELBO, for these test images
+    error = entry.mean(key) if entry.has(key) else None
+    size = f"{gap:.2f}" + (f" ± {error:.2f}" if error else "")
+    text = f"the ELBO is at least {size} nats below log p(x) (bound on "
+    text += f"{evaluation.get('bound/images', '?')} test images)"
+    return f"{text}; {loose}" if loose else f"{text}."
 
 
 def single_training_caution(entries: Sequence[Entry]) -> list[str]:

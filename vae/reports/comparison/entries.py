@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,8 @@ from vae.data.datamodule import ImageDataModule
 from vae.reports.comparison.measure import Training, measure
 from vae.reports.comparison.selection import group_runs
 from vae.reports.comparison.statistics import Difference, Measured, difference, standard_error
+from vae.runs.errors import UserError
+from vae.runs.files import finite_number
 from vae.runs.folder import Run
 
 
@@ -70,12 +71,7 @@ def learns_sigma(entry: Entry) -> bool:
 
 def value_of(training: Training, key: str) -> float | None:
     """A finite number from the metrics, or from evaluation.json where the metrics lack it."""
-    value: Any = training.metrics.get(key, training.evaluation.get(key))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if not -1e300 < value < 1e300:  # NaN, infinite, or an integer larger than every float
-        return None
-    return float(value)
+    return finite_number(training.metrics.get(key, training.evaluation.get(key)))
 
 
 def compare(a: Entry, b: Entry, key: str) -> Difference:
@@ -87,11 +83,23 @@ def compare(a: Entry, b: Entry, key: str) -> Difference:
 
 
 def measure_entries(runs: Sequence[Run], data: ImageDataModule) -> list[Entry]:
-    """All metrics and pictures of the runs on the images of `data`, grouped by setting."""
+    """All metrics and pictures of the runs on the images of `data`, grouped by setting.
+
+    Raises UserError for runs whose ELBO is not finite.
+    """
     names, groups = group_runs(runs)
     spectrum = data.spectrum()
     measured = iter(measure([run for group in groups for run in group], data, spectrum))
-    return [
+    entries = [
         Entry(name, [next(measured) for _ in group])
         for name, group in zip(names, groups, strict=True)
     ]
+    problems = [
+        f"runs: the test ELBO of {training.run.folder} is not finite: its training diverged"
+        for entry in entries
+        for training in entry.trainings
+        if value_of(training, "test/elbo") is None
+    ]
+    if problems:
+        raise UserError(*problems)
+    return entries

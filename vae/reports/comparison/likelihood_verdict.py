@@ -47,7 +47,7 @@ def best_bounds(entries: Sequence[Entry]) -> str:
         for entry, key in zip((best, second), keys, strict=True)
     ]
     if not found.significant:
-        conclusion = "the difference is within its error"
+        conclusion = f"they cannot be told apart by the difference, {signed(found)}"
     elif keys[1] == "exact/log_p":
         conclusion = f"{best.name} is higher by {'at least ' * (keys[0] != keys[1])}{signed(found)}"
     else:
@@ -75,13 +75,14 @@ def inference_gap(entry: Entry) -> str | None:
     if not (entry.has("gap/approximation") and entry.has("gap/amortisation")):
         return None
     exact = entry.first.evaluation.get("gap/method") == "exact"
-    at_least = "" if exact else "at least "
+    about, at_least = ("", "") if exact else ("about ", "at least ")
     approximation, amortisation = (
         with_error(entry.metric(f"gap/{part}")) for part in ("approximation", "amortisation")
     )
     return (
-        f"{entry.name}: of the nats between ELBO and log p(x), {at_least}{approximation} come from "
-        f"q being a diagonal Gaussian (approximation gap) and {amortisation} from the encoder not "
+        f"{entry.name}: of the nats between ELBO and log p(x), {about}{approximation} come from q "
+        f"being a diagonal Gaussian (approximation gap) and {at_least}{amortisation} from the "
+        "encoder not "
         "finding the best one (amortisation gap), on "
         f"{entry.first.evaluation.get('gap/images', '?')} "
         "test images."

@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 from vae.analysis.chain import ChainTrace
 from vae.analysis.limit import Limit, Mixing
+from vae.runs.files import finite_number
 
 
 def best_limit(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Limit:
@@ -45,4 +46,4 @@ def best_mixing(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Mixing:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """A finite number; JSON has null where one was not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return finite_number(value) is not None

@@ -1,6 +1,7 @@
 """The trainings of a comparison on the same images, latents and noise."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +11,20 @@ import torch
 from torch import Tensor
 
 from vae.analysis.chain import CHAINS, ChainTrace, prior_latents, simulate
-from vae.analysis.latents import COLLAPSE_THRESHOLD, LAB_BATCH
+from vae.analysis.latents import COLLAPSE_BATCH, COLLAPSE_THRESHOLD
 from vae.analysis.limit import Limit, Mixing
+from vae.analysis.refit import ReconstructionErrors
 from vae.data.datamodule import SPLITS, ImageDataModule
 from vae.models.elbo import kl_to_prior, noise_per_image
 from vae.models.likelihoods import Gaussian
 from vae.models.vae import count_parameters
 from vae.reports.comparison.limit import best_limit, best_mixing
-from vae.reports.comparison.sigma import refit
 from vae.reports.comparison.statistics import standard_error
 from vae.runs.checkpoints import weights_digest
 from vae.runs.files import MAX_JSON_BYTES
 from vae.runs.folder import Run
 from vae.runs.identity import flatten
-from vae.theory.linear import affine_weights, linear_elbo
+from vae.theory.linear import affine_weights, linear_elbo, linear_log_likelihood
 from vae.theory.ppca import PPCA, Spectrum, best_linear
 from vae.training.history import read_history
 from vae.training.metrics import ELBOMetric
@@ -44,10 +45,10 @@ class Training:
     # "refit_elbo" (val, test), and "over_linear", the ELBO less that of the best linear encoder
     # and decoder on the same image (of a linear model on train with its expectation done exactly).
     per_image: dict[str, Tensor]
-    kl: Tensor  # [m], mean over the first 256 test images, the lab's batch
+    kl: Tensor  # [m], mean over the first 256 test images
     oracle: PPCA | None  # the best linear encoder and decoder of this size, where it is known
     linear: bool
-    history: list[dict[str, float]]  # a row a validation; empty where the run has none
+    history: list[dict[str, float]]  # a row per validation; empty where the run has none
     evaluation: dict[str, Any]  # evaluation.json; empty where there is none
     notes: list[str]  # what is missing or does not fit, a line each
     reconstructions: Tensor  # [16, C, H, W]
@@ -84,6 +85,8 @@ def measure(runs: Sequence[Run], data: ImageDataModule, spectrum: Spectrum) -> l
             means, terms = elbo_terms(run, images, noise)
             metrics[i] |= {f"{split}/{key}": value for key, value in means.items()}
             per_image[i] |= {f"{split}/{key}": value for key, value in terms.items()}
+            if split == "test" and (weights := affine_weights(run.model)) is not None:
+                per_image[i]["exact/log_p"] = linear_log_likelihood(weights, images)
             if oracle is None:
                 continue
             key = (split, oracle.latent_dim, oracle.sigma)
@@ -169,14 +172,22 @@ def measure_run(
             )
     # 2. sigma refitted on validation images, the networks unchanged.
     if model.sigma is not None and model.likelihood.density:
-        refitted = refit(model.sigma, model.image_shape, per_image)
-        metrics["refit/sigma"] = refitted.sigma
-        per_image |= {f"{split}/refit_elbo": v for split, v in refitted.elbo.items()}
+        errors = {
+            split: ReconstructionErrors.from_log_likelihood(
+                per_image[f"{split}/log_likelihood"],
+                per_image[f"{split}/kl"],
+                math.prod(model.image_shape),
+                model.sigma,
+            )
+            for split in ("val", "test")
+        }
+        metrics["refit/sigma"] = sigma = max(errors["val"].sigma, 1e-6)
+        per_image |= {f"{split}/refit_elbo": each.elbo(sigma) for split, each in errors.items()}
     for key, values in per_image.items():
         metrics.setdefault(key, values.mean().item())
         metrics[f"{key}_se"] = standard_error(values)
     # 3. Latents, the chain, pictures.
-    kl = kl_to_prior(model.encode(data.images("test", LAB_BATCH))).mean(0)
+    kl = kl_to_prior(model.encode(data.images("test", COLLAPSE_BATCH))).mean(0)
     metrics["batch/collapsed"] = float((kl < COLLAPSE_THRESHOLD).sum())
     trace = simulate(model, prior_latents(CHAINS, model.latent_dim), STEPS)
     metrics |= trace.metrics | {

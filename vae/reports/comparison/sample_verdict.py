@@ -1,5 +1,6 @@
 """Whose samples are closer to test images: by every measure, with its error."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -90,7 +91,24 @@ def judge(measure: Measure, entries: Sequence[Entry]) -> Judgement:
         metric._replace(mean=abs(metric.mean - best_value))
         for metric in (second.metric(measure.key), best.metric(measure.key))
     )
-    return Judgement(measure, ranked, difference(a, b))
+    return Judgement(measure, ranked, difference(a, b, distances_se(measure, best, second)))
+
+
+def distances_se(measure: Measure, best: Entry, second: Entry) -> float | None:
+    """The error, over samples, of the difference of two distances from what training images score.
+
+    That score has an error of its own: it cancels between entries on one side of it, and counts
+    twice between entries on both.
+    """
+    floor = f"{measure.key}_floor"
+    metrics = [entry.metric(measure.key) for entry in (best, second)]
+    errors = [metric.se for metric in metrics if metric.se is not None]
+    if len(errors) < 2 or not (best.has(floor) and best.has(f"{floor}_se")):
+        return None
+    sides = [metric.mean > best.mean(floor) for metric in metrics]
+    if measure.sensitive_to == REALISM and sides[0] != sides[1]:
+        errors.append(2 * best.mean(f"{floor}_se"))
+    return math.hypot(*errors)
 
 
 def samples(entries: Sequence[Entry]) -> list[str]:

@@ -30,10 +30,10 @@ def runs_to_compare(
     places = [folder.resolve() for folder in folders]
     twice = [folder for i, folder in enumerate(folders) if places[i] in places[:i]]
     problems = [f"runs: {folder} is named twice" for folder in twice]
-    runs = open_runs("runs", folders, allow, problems, diverged=True)
+    runs = open_runs("runs", folders, allow, problems)
     if not problems and not 2 <= len(runs) <= max_runs:
         problems.append(
-            f"runs={named} makes {len(runs)} runs, and must make 2 to {max_runs}: "
+            f"runs={named} names {len(runs)} runs; a comparison takes 2 to {max_runs}: "
             "runs=[<folder>,<folder>]"
         )
     if problems:
@@ -104,7 +104,7 @@ def page_problem(setting: str, out: Path) -> str | None:
     return None
 
 
-def refuse_unlike(runs: Sequence[Run]) -> None:
+def check_comparable(runs: Sequence[Run]) -> None:
     """Raise UserError, by name, for runs that were not trained on the same images."""
     problems = []
     first, *others = (
@@ -125,7 +125,7 @@ def common_data(
 
     Raises UserError, by name, for runs without any.
     """
-    refuse_unlike(runs)
+    check_comparable(runs)
     try:
         return load_data(runs[0].config, root, allow)
     except UserError as error:

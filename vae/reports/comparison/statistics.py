@@ -26,7 +26,7 @@ class Measured(NamedTuple):
 
     @classmethod
     def from_values(cls, values: Sequence[float], se: float | None) -> "Measured":
-        """Of one value a training; `se` is that of their mean."""
+        """From one value per training; `se` is that of their mean."""
         tensor = torch.tensor(values, dtype=torch.float64)
         sd = tensor.std().item() if len(values) > 1 else None
         return cls(tensor.mean().item(), se, sd, len(values))
@@ -54,7 +54,7 @@ class Difference(NamedTuple):
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of one value an image, [N]; NaN for a single image."""
+    """Standard error of the mean of values [N], one per image; NaN for a single image."""
     return (values.double().std() / math.sqrt(len(values))).item()
 
 

@@ -56,7 +56,7 @@ def difference_cell(first: Entry, entry: Entry, key: str) -> Cell:
 
 
 def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
-    """Columns of the first table, a cell an entry."""
+    """Columns of the first table, a cell per entry."""
     first = entries[0]
 
     def difference(entry: Entry) -> Cell:
@@ -98,15 +98,15 @@ def at_a_glance(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
 def limit_cell(entry: Entry) -> Cell:
     """KL of the chain's limit to the prior in nats, of its last simulated state where no closed
     form is known, or why there is none."""
-    distance = limit_distance(entry)
+    n, distance = len(entry.trainings), limit_distance(entry.trainings)
     diverged = [t.trace for t in entry.trainings if t.trace.diverged]
     if diverged:
         step = min(trace.finite_steps for trace in diverged)
-        return Cell(f"diverged at {step}", math.inf)
+        return Cell(f"diverged at {step}", math.inf, some_trainings(len(diverged), n))
     if distance is None:
         return Cell("not known")
-    if not math.isfinite(distance.mean):
-        return Cell("no limit", math.inf)
+    if without := sum(training.limit.has_limit is False for training in entry.trainings):
+        return Cell("no limit", math.inf, some_trainings(without, n))
     if all(training.limit.method == "exact" for training in entry.trainings):
         text = f"{distance.mean:.2f} (closed form)"
     else:
@@ -115,8 +115,12 @@ def limit_cell(entry: Entry) -> Cell:
     return Cell(text, distance.mean, spread(distance))
 
 
+def some_trainings(number: int, n: int) -> str:
+    return f"in {number} of {n} trainings" if number < n else ""
+
+
 def finals(entries: Sequence[Entry], split: str) -> list[list[Cell]]:
-    """A row an entry: each term, its paired difference to the first entry, the linear optimum."""
+    """A row per entry: each term, its paired difference to the first entry, the linear optimum."""
     rows = []
     for entry in entries:
         cells = []
@@ -132,7 +136,7 @@ def finals(entries: Sequence[Entry], split: str) -> list[list[Cell]]:
 
 
 def sigma_table(entries: Sequence[Entry]) -> list[list[Cell]]:
-    """A row an entry: sigma and test ELBO as trained and refitted, and the linear optimum at both.
+    """A row per entry: sigma and test ELBO as trained and refitted, and the linear optimum at both.
 
     Empty where no entry has a sigma.
     """
@@ -163,7 +167,7 @@ def sigma_cell(entry: Entry, key: str) -> Cell:
 
 
 def evaluation_table(entries: Sequence[Entry]) -> dict[str, list[Cell]]:
-    """The single metrics of evaluation.json, a cell an entry, with their errors.
+    """The single metrics of evaluation.json, a cell per entry, with their errors.
 
     Its lists (KL per latent, covariances, classes over time) would widen the table past reading;
     like the differences to one other run, which the page has for all, they are in comparison.json.

@@ -97,7 +97,14 @@ def against_linear(entry: Entry) -> str:
     if not difference(exact, gain).significant:
         return f"{name} cannot be told from {optimum} on test images: {size} apart."
     if gain.mean > 0:
-        return f"{name} is {size} above {optimum} on test images: a gain of the networks."
+        on_train = difference(exact, entry.metric("train/over_linear"))
+        if on_train.significant and on_train.mean > 0:
+            return f"{name} is {size} above {optimum} on test images: a gain of the networks."
+        return (
+            f"{name} is {size} above {optimum} on test images, but not on the training images, "
+            "where that is the best of all linear ones: it fits these images less closely, which "
+            "is no gain of the networks."
+        )
     return (
         f"{name} ends {size} below {optimum} on test images: "
         "trained too little, or something is wrong."
@@ -150,14 +157,15 @@ def sigma(entries: Sequence[Entry]) -> list[str]:
         return sentences + linear_sentences(shown)
     if not at_best.significant:
         gap = f"cannot be told from zero at the refitted ones ({signed(at_best)})"
-    elif at_best.mean * at_fixed.mean < 0 and at_fixed.significant:
-        gap = f"turns round to {signed(at_best)} in favour of {second.name} at the refitted ones"
     else:
-        gap = f"{signed(at_best)} at the refitted ones"
+        ahead = best if at_best.mean > 0 else second
+        gap = f"{signed(at_best)} in favour of {ahead.name} at the refitted ones"
+    at = f"cannot be told from zero ({signed(at_fixed)} nats)"
+    if at_fixed.significant:
+        at = f"is {signed(at_fixed)} nats in favour of {best.name}"
     sentences.append(
-        f"The gap between {best.name} and {second.name} is {signed(at_fixed)} nats at sigma "
-        f"{listed(fixed)} and {gap} ({which_error(at_best)}): the size of a gap belongs to its "
-        "sigma."
+        f"The gap between {best.name} and {second.name} {at} at sigma {listed(fixed)} and {gap} "
+        f"({which_error(at_best)}): a gap belongs to its sigma."
     )
     return sentences + linear_sentences(shown)
 

@@ -14,12 +14,12 @@ from vae.analysis.chain import (
     run_chain,
 )
 from vae.analysis.classifier import Classifier
+from vae.analysis.gaussian_kl import kl_from_sample
 from vae.analysis.limit import (
     Limit,
     Mixing,
     chain_limit,
     exact_mixing,
-    kl_from_sample,
     measured_mixing,
 )
 from vae.models.vae import VAE
@@ -27,9 +27,9 @@ from vae.reports.evaluation.metrics import Metrics, Settings, progress
 from vae.theory.linear import (
     AffineWeights,
     affine_weights,
-    sample_law,
+    sample_gaussian,
     spectral_radius,
-    stationary_law,
+    stationary_distribution,
 )
 
 REPORTED_STEPS = (0, 1, 3, 10, 30, 100)  # and the last one
@@ -118,7 +118,7 @@ def simulated_chains(
     finite = len(path) == steps + 1
     metrics: Metrics = {
         "chain/finite": float(finite),
-        "chain/finite_steps": len(path) - 1,
+        "chain/finite_steps": len(path),
         "chain/local_gain": gain.nanmedian().item(),
         "chain/local_gain_max": gain.max().item(),
         "chain/local_gain_states": len(gain),
@@ -138,12 +138,12 @@ def stationary(model: VAE, weights: AffineWeights, n: int, seed: int) -> Metrics
     The chains start from the law itself: were it not the stationary one, they would leave it within
     the time 1/(1 − ρ) that they are given (200 steps at most).
     """
-    law = stationary_law(model, weights)
+    law = stationary_distribution(model, weights)
     if law is None:
         return {}
     pixels, encoder = (chain_generator(name, seed, model.device) for name in STREAMS[1:])
     steps = max(1, min(200, round(exact_mixing(weights).steps)))
-    states = sample_law(law, n, chain_generator("start", seed)).float()
+    states = sample_gaussian(law, n, chain_generator("start", seed)).float()
     ends = []
     for part in progress("long simulation")(states.split(1000)):
         for z, _ in run_chain(model, part.to(model.device), steps, pixels, encoder):

@@ -6,10 +6,14 @@ import math
 import torch
 from torch import Tensor
 
-from vae.analysis.ais import bidirectional
+from vae.analysis.ais import bidirectional, draw_images
 from vae.analysis.bounds import control_variate
-from vae.analysis.inference_gap import InferenceGap, inference_gap, linear_inference_gap
-from vae.analysis.predictive_check import draw_images, tight_log_p
+from vae.analysis.inference_gap import (
+    InferenceGap,
+    inference_gap,
+    linear_inference_gap,
+    tight_log_p,
+)
 from vae.analysis.refit import reconstruction_errors, refit_sigma, with_sigma
 from vae.data.datamodule import ImageDataModule
 from vae.models.vae import VAE
@@ -151,10 +155,12 @@ def bdmc(model: VAE, settings: Settings) -> Metrics:
 
 
 def predictive_check(model: VAE, images: Tensor, values: Values, settings: Settings) -> Metrics:
-    """log p and residual variance of the model's own images against those of test images.
+    """Posterior predictive check (Gelman, Meng & Stern 1996): log p and residual variance of the
+    model's own images against those of test images.
 
-    log p is exact for a linear model, and otherwise L_K with proposals optimised for each image, on
-    both sides.
+    A sigma above the size of the real residuals shows here: the model's own images are then noisier
+    than any digit. log p is exact for a linear model, and otherwise L_K with proposals optimised
+    for each image, on both sides.
     """
     n = settings["ppc"]["images"]
     if not n:

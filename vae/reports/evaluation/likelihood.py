@@ -22,7 +22,7 @@ from vae.theory.linear import affine_weights, linear_elbo, linear_log_likelihood
 
 
 def likelihoods(model: VAE, images: Tensor, settings: Settings) -> tuple[Values, Metrics]:
-    """ELBO, exact log p of a linear model, L_K and AIS of test images: one value an image, and the
+    """ELBO, exact log p of a linear model, L_K and AIS of test images: one value per image, and the
     effective sample sizes."""
     values, metrics = elbo_values(model, images, settings)
     values |= exact_values(model, images, settings)
@@ -100,7 +100,7 @@ def importance_values(model: VAE, images: Tensor, settings: Settings) -> tuple[V
 
 
 def ais_values(model: VAE, images: Tensor, settings: Settings) -> tuple[Values, Metrics]:
-    """Annealed importance sampling, of the first of the images that L_K has."""
+    """AISEstimate importance sampling, of the first of the images that L_K has."""
     options = settings["ais"]
     chosen = subset(images, options["images"])
     if not len(chosen):

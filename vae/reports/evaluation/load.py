@@ -9,15 +9,15 @@ from omegaconf import DictConfig
 
 from vae.data.datamodule import ImageDataModule
 from vae.reports.comparison.selection import (
+    check_comparable,
     group_runs,
     page_problem,
-    refuse_unlike,
     runs_to_compare,
 )
 from vae.reports.evaluation.metrics import Settings
 from vae.reports.evaluation.settings import EvaluateSettings
 from vae.runs.checkpoints import weights_digest
-from vae.runs.devices import accelerators, unavailable_accelerator
+from vae.runs.devices import accelerator_problem, accelerators
 from vae.runs.errors import UserError, resolved
 from vae.runs.files import SETTINGS, read_json, runs_below
 from vae.runs.folder import Run, divergence_problem, load_data, load_run
@@ -43,12 +43,12 @@ def load_and_validate(config: DictConfig) -> Job:
     diverged, are left out; a run that is named must be there.
     """
     settings = resolved(config)
-    problems = settings_problems(settings, EvaluateSettings) + unavailable_accelerator(
+    problems = settings_problems(settings, EvaluateSettings) + accelerator_problem(
         "accelerator", settings.get("accelerator")
     )
     run, runs = settings.get("run"), settings.get("runs")
     if run is None and runs is None:
-        problems.append("run=None must be a run folder, such as outputs/2030-01-31/12-00-00-deep")
+        problems.append("run: name a run folder, such as outputs/2030-01-31/12-00-00-deep")
     elif run is not None and runs is not None:
         problems.append("run and runs: give one of them")
     named = [run] if isinstance(run, str) and run else as_list(runs)
@@ -71,7 +71,7 @@ def load_and_validate(config: DictConfig) -> Job:
     if isinstance(against, str) and against:
         found = run_problems(Path(against), settings, writes=False)
         problems += [f"against: {problem}" for problem in found]
-        problems += [] if found else unlike(folders, Path(against), settings)
+        problems += [] if found else unlike_problems(folders, Path(against), settings)
     if not problems and settings["compare"] is not None:
         problems += comparison_problems(settings, folders)
     if problems:
@@ -88,7 +88,7 @@ def comparison_problems(settings: Settings, folders: list[Path]) -> list[str]:
         if problem := page_problem("compare", out):
             return [problem]
         runs = runs_to_compare([*map(str, folders)], allowed(settings))
-        refuse_unlike(runs)
+        check_comparable(runs)
         group_runs(runs)
         out.mkdir(parents=True, exist_ok=True)
     except UserError as error:
@@ -143,7 +143,7 @@ def run_problems(folder: Path, settings: Settings, writes: bool) -> list[str]:
     return []
 
 
-def unlike(folders: list[Path], against: Path, settings: Settings) -> list[str]:
+def unlike_problems(folders: list[Path], against: Path, settings: Settings) -> list[str]:
     """Runs on other data than `against`: they have no images in common."""
     other = images_of(open_run(against, settings))
     return [
@@ -190,7 +190,7 @@ def identity(folder: Path, settings: Settings) -> dict[str, Any]:
     return {"settings": json.loads(json.dumps(kept)), "checkpoint": weights_digest(folder)}
 
 
-def done(folder: Path, settings: Settings) -> dict[str, Any]:
+def earlier_metrics(folder: Path, settings: Settings) -> dict[str, Any]:
     """The metrics of an earlier evaluation of these weights with these settings, or nothing."""
     found = read_json(folder / "evaluation.json")
     wanted = identity(folder, settings)

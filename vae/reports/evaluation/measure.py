@@ -61,7 +61,7 @@ class Evaluator:
     def likelihood(self, run: Run, data: ImageDataModule, times: Metrics) -> Metrics:
         """How likely the test images are, and what that number leaves open."""
         model, images, settings = run.model, data.images("test"), self.settings
-        # 1. One value an image, so that two runs compare image by image
+        # 1. One value per image, so that two runs compare image by image
         values, metrics = likelihoods(model, images, settings)
         with stopwatch(times, "gap"):
             gap_values, found = gap(model, images, settings)

@@ -18,7 +18,7 @@ from vae.analysis.bounds import Estimate
 
 Settings = dict[str, Any]
 Metrics = dict[str, Any]  # flat, as in metrics.json
-Values = dict[str, Tensor]  # one value an image, by key
+Values = dict[str, Tensor]  # one value per image, by key
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from vae.analysis.limit import FORGOTTEN
 from vae.reports.evaluation.rows import Metrics, known, number, p_value, row
 
 
@@ -30,7 +31,7 @@ def spectrum(kl: list[float], shown: int = 10) -> str:
 def chain_rows(f: Metrics) -> Iterator[str]:
     stayed = "stayed finite"
     if not f["chain/finite"]:
-        stayed = f"NOT finite after step {f['chain/finite_steps']}"
+        stayed = f"NOT finite from step {f['chain/finite_steps']} on"
     yield f"chain: {f['chain/chains']} chains of {f['chain/steps']} steps, {stayed}"
     if "chain/spectral_radius" in f:
         yield row("spectral radius ρ(VW), exact", f, "chain/spectral_radius", digits=4)
@@ -54,8 +55,12 @@ def chain_rows(f: Metrics) -> Iterator[str]:
 
 def limit_rows(f: Metrics) -> Iterator[str]:
     """How far the chain's limiting law is from the prior."""
-    if f.get("chain/has_limit") == 0:
-        yield "no stationary law: the trained weights make the chain drift off for ever"
+    if f.get("chain/has_limit") == 0 and f["chain/finite"]:
+        radius = f.get("chain/spectral_radius")
+        reason = "the spectral radius is at least 1"
+        if known(radius) and radius < 1:
+            reason = "the sd of q grows with x, and no finite covariance was found"
+        yield f"no stationary distribution: {reason}"
     if known(f.get("chain/limit_kl")):
         exact = f.get("chain/limit_method") == "exact"
         note = "exact" if exact else "simulated, full covariance"
@@ -81,7 +86,7 @@ def mixing_rows(f: Metrics) -> Iterator[str]:
         return
     how = {"exact": ", exact", "measured": ", measured"}.get(f.get("chain/mixing_method", ""), "")
     left = (1 - 1 / mixing) ** 100 if not known(left) else left
-    near = "near" if left < 0.05 else "NOT near"
+    near = "near" if left < FORGOTTEN else "NOT near"
     yield (
         f"mixing time {mixing:.0f} steps{how}: 100 steps are {near} the limit, "
         f"{left:.0%} of the start is left"

@@ -1,7 +1,8 @@
 """How the table writes a number: with its standard error, and – where there is none."""
 
-import math
 from typing import Any, TypeGuard
+
+from vae.runs.files import finite_number
 
 Metrics = dict[str, Any]
 NONE = "–"
@@ -9,7 +10,7 @@ NONE = "–"
 
 def known(value: Any) -> TypeGuard[float]:
     """Whether this is a number; evaluation.json has null for one that is not finite or resolved."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    return finite_number(value) is not None
 
 
 def number(value: Any, digits: int = 2) -> str:

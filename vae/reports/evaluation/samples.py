@@ -24,14 +24,14 @@ def load_classifier(
 ) -> tuple[Classifier, Metrics]:
     """The classifier of this data set's training split, and how well it does on test."""
     options = settings["classifier"]
-    train, labels = data.split_pixels("train").to(device), data.labels["train"][data.index["train"]]
-    folder = Path(options["folder"])
     found = cached_classifier(
-        folder, train, labels, options["epochs"], progress=progress("classifier")
+        Path(options["folder"]),
+        data.split_pixels("train").to(device),
+        data.split_labels("train"),
+        options["epochs"],
+        progress=progress("classifier"),
     )
-    right = accuracy(
-        found, data.split_pixels("test").to(device), data.labels["test"][data.index["test"]]
-    )
+    right = accuracy(found, data.split_pixels("test").to(device), data.split_labels("test"))
     return found, {"classifier/test_accuracy": right}
 
 

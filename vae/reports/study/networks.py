@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from vae.analysis.chain import prior_latents
+from vae.analysis.refit import ReconstructionErrors
 from vae.data.datamodule import ImageDataModule
 from vae.models.elbo import noise_per_image
 from vae.plots.images import tile
 from vae.reports.comparison.measure import IMAGES, SAMPLES, elbo_terms
 from vae.reports.comparison.page import picture
-from vae.reports.comparison.sigma import refit
 from vae.reports.study.ladder import Architecture
 from vae.reports.study.measures import ELBO, OVERFIT, OVERFIT_PARTS, REFITTED, TRAIN
 from vae.reports.study.sizes import DECODER_ALONE, ENCODER_ALONE
 from vae.runs.folder import Run, load_data, load_run
 
+MIN_SIGMA = 1e-6  # in pixel intensity, where reconstructions are exact
 SHARED_IMAGES = 1000  # of a split, that say how two architectures' ELBOs go together
 
 
@@ -80,11 +81,10 @@ def elbos(run: Run, data: ImageDataModule) -> dict[str, Tensor]:
         found[key] = terms["elbo"]
         found[part] = terms["elbo"] - (0.0 if optimum is None else optimum.elbo(images))
         if key == ELBO.key and run.model.sigma is not None and run.model.likelihood.density:
-            both = {
-                f"{s}/{name}": values for s in ("val", "test") for name, values in terms.items()
-            }
-            refitted = refit(run.model.sigma, run.model.image_shape, both)
-            found[REFITTED.key] = refitted.elbo["test"]
+            errors = ReconstructionErrors.from_log_likelihood(
+                terms["log_likelihood"], terms["kl"], images[0].numel(), run.model.sigma
+            )
+            found[REFITTED.key] = errors.elbo(max(errors.sigma, MIN_SIGMA))
     return found
 
 

@@ -135,12 +135,13 @@ def closed_forms(summary: Summary) -> list[tuple[Curve, Curve]]:
 
 
 def effective_sigma(run: SweepRun) -> float | None:
-    """sigma √beta of a run with a Gaussian p(x|z) of one fixed sigma; None of any other."""
+    """sigma √beta of a run with a Gaussian p(x|z) of one fixed sigma; None of any other, and of
+    beta 0, whose optimum has infinite rate."""
     sigma = run.metrics.get("model/sigma")
     if sigma is None or run.metrics.get("oracle/sigma") != sigma:  # no closed form, or learned
         return None
     beta = select(run.settings, "objective.beta")
-    return sigma * math.sqrt(beta) if isinstance(beta, int | float) else sigma
+    return sigma * math.sqrt(beta if isinstance(beta, int | float) else 1) or None
 
 
 def spectrum_of(runs: Sequence[SweepRun]) -> "Spectrum | None":

@@ -73,7 +73,7 @@ def table(summary: Summary) -> str:
     if best is not None:
         lines += [
             f"best: {summary.name(best)}, val ELBO {best.metrics['val/elbo']:.2f}",
-            f"again: {best.command}",
+            f"repeat with: {best.command}",
         ]
     lines += [f"{summary.folder}/summary.{{png,csv,json}}: {summary.count_states()}"]
     return "\n".join(printable(line, 10_000) for line in lines)

@@ -8,8 +8,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vae.models import ELBO, IWAE, BetaELBO, FreeBits, PathELBO
+from vae.training.compiled_loss import loss_with_gradients
 from vae.training.module import LitVAE
-from vae.training.one_graph import loss_with_gradients
 
 OBJECTIVES = [ELBO(), BetaELBO(warmup_steps=10), FreeBits(0.3), IWAE(2), PathELBO()]
 SMALL = ["model=deep", "model.latent_dim=3", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]

@@ -7,12 +7,12 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import BatchSizeFinder, StochasticWeightAveraging
 
 from vae.runs.checkpoints import BEST, LAST, read_checkpoint
-from vae.training.history import History, is_trial
+from vae.training.history import History, is_sanity_or_dev_run
 
 log = logging.getLogger(__name__)
 
 
-def keep_average(trainer: L.Trainer, module: L.LightningModule, folder: Path) -> None:
+def save_swa_average(trainer: L.Trainer, module: L.LightningModule, folder: Path) -> None:
     """Validate the average that StochasticWeightAveraging leaves, and keep it as the best.
 
     Lightning puts the average into the module as training ends, when nothing is validated or saved
@@ -20,7 +20,7 @@ def keep_average(trainer: L.Trainer, module: L.LightningModule, folder: Path) ->
     """
     swa = [c for c in trainer.callbacks if isinstance(c, StochasticWeightAveraging)]  # type: ignore[attr-defined]
     averaged = bool(swa) and swa[0].n_averaged is not None
-    if not averaged or is_trial(trainer) or not trainer.checkpoint_callbacks:
+    if not averaged or is_sanity_or_dev_run(trainer) or not trainer.checkpoint_callbacks:
         return
     trainer.save_checkpoint(folder / BEST, weights_only=True)
     trainer.validate(module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
@@ -33,7 +33,7 @@ def keep_average(trainer: L.Trainer, module: L.LightningModule, folder: Path) ->
     )
 
 
-def load_kept(trainer: L.Trainer, module: L.LightningModule, folder: Path) -> str:
+def load_best_weights(trainer: L.Trainer, module: L.LightningModule, folder: Path) -> str:
     """Load the weights to test into the module, and say which they are.
 
     Not by the Trainer's own `ckpt_path`: with WeightAveraging among the callbacks Lightning 2.6
@@ -43,7 +43,7 @@ def load_kept(trainer: L.Trainer, module: L.LightningModule, folder: Path) -> st
     trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, BatchSizeFinder)]  # type: ignore[attr-defined]
     for name, words in ((BEST, "the best checkpoint"), (LAST, "the last checkpoint")):
         path = folder / name
-        if path.is_file() and trainer.checkpoint_callbacks and not is_trial(trainer):
+        if path.is_file() and trainer.checkpoint_callbacks and not is_sanity_or_dev_run(trainer):
             checkpoint = read_checkpoint(path)
             module.load_state_dict(checkpoint["state_dict"])
             if name == LAST:

@@ -20,7 +20,7 @@ from vae.models import ELBO, BetaELBO
 from vae.runs.errors import RunError, UserError
 from vae.train import train
 from vae.training import LitVAE
-from vae.training.cuda_graph import EAGER_CALLS, MOST_GRAPHS, MOST_RECORDINGS, GraphedLoss
+from vae.training.graphed_loss import EAGER_CALLS, MAX_GRAPHS, MAX_RECORDINGS, GraphedLoss
 
 SMALL = ["model=deep", "model.latent_dim=3", "model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
 QUIET = ("callbacks=none", "logger=none", "trainer.max_epochs=2", "model.latent_dim=4")
@@ -29,7 +29,7 @@ QUIET = ("callbacks=none", "logger=none", "trainer.max_epochs=2", "model.latent_
 @pytest.fixture
 def recorded() -> Iterator[mock.Mock]:
     """An emulated GPU; called once for both graphs of a kind of batch."""
-    with emulated_gpu(), mock.patch("vae.training.loss_graphs.record", side_effect=record) as calls:
+    with emulated_gpu(), mock.patch("vae.training.cuda_graphs.record", side_effect=record) as calls:
         yield calls
 
 
@@ -226,7 +226,7 @@ def test_false_records_nothing(recorded: mock.Mock) -> None:
 
 def test_a_cpu_has_no_graphs_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     learning = LitVAE(build_model(*SMALL), cuda_graph=True)
-    with caplog.at_level(logging.WARNING), mock.patch("vae.training.loss_graphs.record") as calls:
+    with caplog.at_level(logging.WARNING), mock.patch("vae.training.cuda_graphs.record") as calls:
         for _ in range(5):
             learning.compute_loss(torch.rand(6, 1, 28, 28), torch.randn(1, 6, 3), 0)
     assert not calls.called
@@ -312,24 +312,24 @@ def test_a_changed_setting_is_recorded_anew(recorded: mock.Mock) -> None:
 def test_graphs_are_few(recorded: mock.Mock) -> None:
     """Each keeps memory: the one used last goes first."""
     learning = learning_step()
-    for images in range(1, MOST_GRAPHS + 4):
+    for images in range(1, MAX_GRAPHS + 4):
         for _ in range(EAGER_CALLS + 1):
             learning.compute_loss(*batch(images), 0)
         if images > 1:
             learning.compute_loss(*batch(1), 0)  # is used all the time
-    assert recorded.call_count == MOST_GRAPHS + 3
+    assert recorded.call_count == MAX_GRAPHS + 3
     sizes = {kind[0][0] for kind in learning.compute_loss.graphs}
-    assert sizes == {1, *range(5, MOST_GRAPHS + 4)}
+    assert sizes == {1, *range(5, MAX_GRAPHS + 4)}
 
 
 def test_recordings_have_an_end(recorded: mock.Mock) -> None:
     """Where something changes at every few steps, recording would take longer than it saves."""
     learning = learning_step(BetaELBO())
-    for value in range(MOST_RECORDINGS + 5):
+    for value in range(MAX_RECORDINGS + 5):
         learning.objective.beta = float(value)
         for _ in range(EAGER_CALLS + 1):
             learning.compute_loss(*batch(2), 0)
-    assert recorded.call_count == MOST_RECORDINGS
+    assert recorded.call_count == MAX_RECORDINGS
 
 
 def test_what_cannot_be_recorded_is_said_in_one_line(recorded: mock.Mock) -> None:
@@ -343,4 +343,4 @@ def test_a_copy_records_its_own(recorded: mock.Mock) -> None:
     assert calls_by_graph(learning, recorded)
     state = GraphedLoss.__getstate__(learning.compute_loss)
     assert not state["graphs"]
-    assert state["learning"] is learning
+    assert state["pl_module"] is learning

@@ -22,19 +22,19 @@ LossTerms = Callable[[Tensor, Tensor, int], Terms]
 
 
 class CompiledLoss:
-    """`learning.loss_terms`, compiled at its first call; a copy of `learning` compiles its own."""
+    """`pl_module.loss_terms`, compiled at its first call; a copy of it compiles its own."""
 
-    def __init__(self, learning: "LitVAE") -> None:
-        self.learning = learning
+    def __init__(self, pl_module: "LitVAE") -> None:
+        self.pl_module = pl_module
         self.compiled: Callable[..., Any] | None = None
 
     def __call__(self, x: Tensor, eps: Tensor, step: int) -> Any:
         if self.compiled is None:
-            self.compiled = torch.compile(self.learning.loss_terms)
+            self.compiled = torch.compile(self.pl_module.loss_terms)
         return self.compiled(x, eps, step)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"learning": self.learning, "compiled": None}
+        return {"pl_module": self.pl_module, "compiled": None}
 
 
 class CastsWeights(TorchFunctionMode):
@@ -57,23 +57,23 @@ class CastsWeights(TorchFunctionMode):
 class MeanLoss(nn.Module):
     """The mean objective of a batch, as a module whose weights can be given by name."""
 
-    def __init__(self, learning: "LitVAE") -> None:
+    def __init__(self, pl_module: "LitVAE") -> None:
         super().__init__()
-        self.learning = learning
+        self.pl_module = pl_module
 
     def forward(self, x: Tensor, eps: Tensor, step: int) -> tuple[Tensor, Terms]:
         with CastsWeights():
-            terms = self.learning.loss_terms(x, eps, step)
+            terms = self.pl_module.loss_terms(x, eps, step)
         return terms[0].sum() * (1.0 / len(x)), terms
 
 
-def loss_with_gradients(learning: "LitVAE", **options: Any) -> LossTerms:
-    """`learning.loss_terms` that also sets the gradients of its mean; the terms need none then.
+def loss_with_gradients(pl_module: "LitVAE", **options: Any) -> LossTerms:
+    """`pl_module.loss_terms` that also sets the gradients of its mean; the terms need none then.
 
     `options` are torch.compile's. Every trainable weight should take part in the loss: the gradient
     of any other is zero here, where autograd has none.
     """
-    loss = MeanLoss(learning)
+    loss = MeanLoss(pl_module)
 
     def evaluate(
         weights: Tensors, buffers: Tensors, x: Tensor, eps: Tensor, step: int

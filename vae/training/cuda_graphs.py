@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 class StackedLoss(nn.Module):
     """Objective, log p(x|z) and KL as one tensor [3, B], by weights that can be given by name."""
 
-    def __init__(self, learning: "LitVAE") -> None:
+    def __init__(self, pl_module: "LitVAE") -> None:
         super().__init__()
-        self.learning = learning
+        self.pl_module = pl_module
 
     def forward(self, x: Tensor, eps: Tensor, step: Any) -> Tensor:
-        return torch.stack(self.learning.loss_terms(x, eps, step))
+        return torch.stack(self.pl_module.loss_terms(x, eps, step))
 
 
 class LossGraphs:
@@ -39,8 +39,8 @@ class LossGraphs:
     overwrites outputs and gradients. Raises RunError where the step cannot be recorded.
     """
 
-    def __init__(self, learning: "LitVAE", x: Tensor, eps: Tensor, step: int) -> None:
-        loss = StackedLoss(learning)
+    def __init__(self, pl_module: "LitVAE", x: Tensor, eps: Tensor, step: int) -> None:
+        loss = StackedLoss(pl_module)
         named = {name: w for name, w in loss.named_parameters() if w.requires_grad}
         self.weights = [*named.values()]
         # whatever becomes of the module, what the graphs compute with stays in memory
@@ -68,7 +68,7 @@ class LossGraphs:
             return tuple(map(laid_out_like, found, self.weights))
 
         # 1. A trial, and what it would change.
-        with unchanged(learning, x.device):
+        with unchanged(pl_module, x.device):
             forward()
             self.grad_terms = torch.zeros_like(self.loss)
             backward()

@@ -16,14 +16,14 @@ LAYOUT = {
 }
 
 # Columns of the HPARAMS tab: the five that it shows at first, then the others.
-FIRST = {
+MAIN_COLUMNS = {
     "model": "model.name",
     "latent_dim": "model.latent_dim",
     "sigma": "model.sigma",
     "likelihood": "model.likelihood",
     "objective": "objective",
 }
-OTHERS = {
+MORE_COLUMNS = {
     "optimizer": "optimizer",
     "lr": "optimizer.lr",
     "seed": "seed",
@@ -64,9 +64,9 @@ def log_hparams(logger: TensorBoardLogger, hparams: Mapping[str, str | float]) -
     text, number = api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_FLOAT64
     infos = [
         api_pb2.HParamInfo(
-            name=name, type=number if name in NUMBERS else text, differs=name in FIRST
+            name=name, type=number if name in NUMBERS else text, differs=name in MAIN_COLUMNS
         )
-        for name in (*FIRST, *OTHERS, "callbacks", "overrides")
+        for name in (*MAIN_COLUMNS, *MORE_COLUMNS, "callbacks", "overrides")
     ]
     shown = [
         api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title)
@@ -102,7 +102,7 @@ def compared_settings(config: Mapping[str, Any], overrides: list[str]) -> dict[s
     Lists and nodes are text: `[512, 256]`, `AdamW(weight_decay=0.01)`. `callbacks` are those that
     act on the weights; `overrides` those of the command line that no other column shows.
     """
-    columns = FIRST | OTHERS
+    columns = MAIN_COLUMNS | MORE_COLUMNS
     found = {name: described(select(config, key)) for name, key in columns.items()}
     acting = [c for c in (config.get("callbacks") or {}).values() if not observes(c)]
     found["callbacks"] = ", ".join(str(described(callback)) for callback in acting)

@@ -15,8 +15,8 @@ from torch.nn.modules import module as global_hooks
 from torchmetrics import Metric
 
 from vae.runs.errors import first_line
-from vae.training.loss_graphs import LossGraphs, Replay
-from vae.training.one_graph import CompiledLoss, Terms
+from vae.training.compiled_loss import CompiledLoss, Terms
+from vae.training.cuda_graphs import LossGraphs, Replay
 
 if TYPE_CHECKING:
     from vae.training.module import LitVAE
@@ -24,37 +24,37 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EAGER_CALLS = 3  # before a kind of batch is recorded: the last one of an epoch comes once an epoch
-MOST_GRAPHS = 8  # at a time: each keeps the tensors in between in memory
-MOST_KINDS = 1000  # that are counted
-MOST_RECORDINGS = 64  # of a run: recording takes longer than many steps
+MAX_GRAPHS = 8  # at a time: each keeps the tensors in between in memory
+MAX_KINDS = 1000  # that are counted
+MAX_RECORDINGS = 64  # of a run: recording takes longer than many steps
 OWN = ("torch.", "vae.models.")  # whose modules compute with nothing but tensors and constants
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
 def choose_loss(
-    learning: "LitVAE", compile: bool, cuda_graph: bool | None
+    pl_module: "LitVAE", compile: bool, cuda_graph: bool | None
 ) -> Callable[[Tensor, Tensor, int], Terms]:
     """What computes a step's loss terms. Raises ValueError for two ways at once."""
     if compile and cuda_graph:
         raise ValueError("learning.compile and learning.cuda_graph: take one of them")
     if compile:
-        return CompiledLoss(learning)
-    return learning.loss_terms if cuda_graph is False else GraphedLoss(learning, cuda_graph)
+        return CompiledLoss(pl_module)
+    return pl_module.loss_terms if cuda_graph is False else GraphedLoss(pl_module, cuda_graph)
 
 
 class GraphedLoss:
-    """`learning.loss_terms` by CUDA graphs on a CUDA device, as it is elsewhere.
+    """`pl_module.loss_terms` by CUDA graphs on a CUDA device, as it is elsewhere.
 
     A graph repeats kernels and no Python, so a batch is computed as it is wherever a hook would
-    have to be called, and what Python decided is recorded anew when it changes: shapes, precision,
+    have to be called, and what Python decided is recorded again when it changes: shapes, precision,
     where the weights are and which are trained, training mode, numbers in the objective and in the
-    modules. `wanted` None leaves classes of one's own alone, which may decide more; True records
+    modules. `wanted` None leaves your own classes alone, which may decide more; True records
     them too.
     """
 
-    def __init__(self, learning: "LitVAE", wanted: bool | None = None) -> None:
-        self.learning, self.wanted = learning, wanted
+    def __init__(self, pl_module: "LitVAE", wanted: bool | None = None) -> None:
+        self.pl_module, self.wanted = pl_module, wanted
         self.device: torch.device | None = None  # which the following belongs to
         self.refused = True
         self.modules: Modules | None = None
@@ -65,7 +65,7 @@ class GraphedLoss:
     def __call__(self, x: Tensor, eps: Tensor, step: int) -> Terms:
         graphs = self.find(x, eps, step) if torch.is_grad_enabled() else None
         if graphs is None:
-            return self.learning.loss_terms(x, eps, step)
+            return self.pl_module.loss_terms(x, eps, step)
         terms: Tensor = Replay.apply(graphs, (x, eps, step), *graphs.weights)
         return unstacked(terms)
 
@@ -73,7 +73,7 @@ class GraphedLoss:
         """The terms, which need no gradients then: those of the mean objective are set."""
         graphs = self.find(x, eps, step)
         if graphs is None or graphs.have_hooks():
-            return self.learning.loss_terms(x, eps, step)
+            return self.pl_module.loss_terms(x, eps, step)
         terms = graphs.terms(x, eps, step)
         for weight, gradient in zip(graphs.weights, graphs.mean_gradients(), strict=True):
             weight.grad = gradient
@@ -91,17 +91,17 @@ class GraphedLoss:
         if kind in self.graphs:
             self.graphs[kind] = graphs = self.graphs.pop(kind)
             return graphs
-        if len(self.calls) > MOST_KINDS:
+        if len(self.calls) > MAX_KINDS:
             self.calls.clear()
         self.calls[kind] = self.calls.get(kind, 0) + 1
-        if self.calls[kind] <= EAGER_CALLS or self.recordings >= MOST_RECORDINGS:
+        if self.calls[kind] <= EAGER_CALLS or self.recordings >= MAX_RECORDINGS:
             return None
-        if len(self.graphs) >= MOST_GRAPHS:
+        if len(self.graphs) >= MAX_GRAPHS:
             self.graphs.pop(next(iter(self.graphs)))
         self.calls.clear()
         self.recordings += 1
         try:
-            self.graphs[kind] = LossGraphs(self.learning, x, eps, step)
+            self.graphs[kind] = LossGraphs(self.pl_module, x, eps, step)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:  # what cannot do with tensors alone
@@ -129,24 +129,24 @@ class GraphedLoss:
         """Whether all that computes the loss is torch's or this project's."""
         from vae.training.module import LitVAE
 
-        parts = (*self.learning.model.modules(), self.learning.objective)
+        parts = (*self.pl_module.model.modules(), self.pl_module.objective)
         names = [type(part).__module__ + "." for part in parts]
-        own = type(self.learning).loss_terms is LitVAE.loss_terms
+        own = type(self.pl_module).loss_terms is LitVAE.loss_terms
         return own and all(name.startswith(OWN) for name in names)
 
     def kind(self, x: Tensor, eps: Tensor) -> tuple[Any, ...] | None:
         """What is decided outside tensors' values, so that a graph repeats it; None where a module,
         or all of them, calls something that a graph would not."""
         if self.modules is None or self.modules.were_replaced():
-            self.modules = Modules(self.learning)
+            self.modules = Modules(self.pl_module)
         if self.modules.have_hooks() or any(getattr(global_hooks, name) for name in GLOBAL_HOOKS):
             return None
         autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        settings = numbers(getattr(self.learning.objective, "__dict__", {}))
+        settings = numbers(getattr(self.pl_module.objective, "__dict__", {}))
         return (x.shape, x.dtype, eps.shape, autocast, *settings.values(), *self.modules.state())
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(GraphedLoss(self.learning, self.wanted))
+        return vars(GraphedLoss(self.pl_module, self.wanted))
 
 
 class Modules:
