@@ -16,7 +16,7 @@ from vae.reports.evaluation.likelihood import all_images, subset
 from vae.reports.evaluation.metrics import means
 from vae.reports.study.comparisons import typical_variance
 from vae.reports.study.ladder import evaluation_metrics, gap_metrics
-from vae.reports.study.measures import ELBO, GAP, LOG_P, LOG_P_SLOPE, OVERFIT
+from vae.reports.study.measures import ELBO, GAP, LOG_P, LOG_P_SLOPE, OVERFIT, SAMPLES
 from vae.reports.sweep.runs import SweepRun
 
 
@@ -137,6 +137,22 @@ def test_over_fitting_counts_the_images_of_both_splits():
     }
     found = compared(architectures, per_image=opposite).find(OVERFIT, *architectures).difference
     assert found.se**2 == pytest.approx(2 * 0.3**2 + 2 * 2 * 0.3**2 + trainings)
+
+
+@pytest.mark.parametrize(("mean", "twice"), [(0.8, 0.04), (0.95, 0.0)])
+def test_the_error_of_what_training_images_score_counts_between_both_sides_of_it(
+    mean: float, twice: float
+):
+    """0.99 and 0.8 lie on both sides of 0.9 ± 0.02; of 0.95 and 0.99 it cancels."""
+    (measure,) = [each for each in SAMPLES if each.key == "samples/precision"]
+    found = [
+        architecture(
+            d, 8, error=0.02, samples__precision=(value,) * 3, samples__precision_floor=(0.9,) * 3
+        )
+        for d, value in enumerate((0.99, mean))
+    ]
+    error = compared(found).find(measure, *found).difference.estimate_se
+    assert error == pytest.approx(math.hypot(0.02, 0.02, twice))
 
 
 # --- few images -----------------------------------------------------------------------------------

@@ -162,8 +162,10 @@ class Comparisons:
         first, second = (architecture.measured(measure.key) for architecture in (a, b))
         assert first is not None
         assert second is not None
-        target = self.target(measure)
+        target, between = self.target(measure), 0.0
         if target is not None:
+            sides = {each.mean > target for each in (first, second)}
+            between = self.target_variance(measure, a) if len(sides) > 1 else 0.0
             first, second = (
                 each._replace(mean=abs(each.mean - target)) for each in (first, second)
             )
@@ -171,7 +173,7 @@ class Comparisons:
             counts = (first.trainings, second.trainings)
             return Difference(second.mean - first.mean, None, math.nan, False, counts)
         errors = (first.se or 0.0) ** 2 + (second.se or 0.0) ** 2
-        variance = max(0.0, errors - 2 * self.covariance(measure, a, b))
+        variance = max(0.0, errors - 2 * self.covariance(measure, a, b)) + between
         parts = [*few_images(measure, a), *few_images(measure, b)]
         return difference(
             first,
@@ -180,6 +182,13 @@ class Comparisons:
             least_variance=typical,
             estimate_freedom=freedom_of(variance, parts),
         )
+
+    def target_variance(self, measure: Measure, architecture: Architecture) -> float:
+        """What the error of a measured target adds between two that are on both sides of it: it
+        counts twice there, and cancels on one side."""
+        floor = architecture.measured(measure.floor) if measure.floor else None
+        error = floor.se if floor is not None and measure.best_at_floor else None
+        return (2 * (error or 0.0)) ** 2
 
     def covariance(self, measure: Measure, a: Architecture, b: Architecture) -> float:
         """Of the errors over images of two means.
