@@ -184,6 +184,17 @@ def test_resume_works_in_the_folder_and_keeps_its_settings():
         expand_resume(["resume=a/b", "hydra.run.dir=c"])
 
 
+def test_a_run_of_a_sweep_is_resumed_by_the_path_that_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It has = and , in it, which Hydra reads in quotes alone."""
+    monkeypatch.chdir(tmp_path)
+    Path("data=digits,seed=1").mkdir()
+    quoted = ["resume='data=digits,seed=1'", "hydra.run.dir='data=digits,seed=1'"]
+    assert expand_resume(["resume=data=digits,seed=1"])[:2] == quoted
+    assert expand_resume(["resume='data=digits,seed=1'"])[:2] == quoted
+
+
 def test_a_resumed_run_without_a_checkpoint_says_that_it_starts_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

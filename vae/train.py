@@ -15,6 +15,7 @@ from vae import config_folder
 from vae.command import command
 from vae.jobs import run_job
 from vae.runs.errors import UserError, report_errors
+from vae.runs.files import hydra_override
 
 
 @command("train", "lightning.pytorch")
@@ -138,8 +139,12 @@ def expand_resume(arguments: list[str]) -> list[str]:
     for argument in arguments:
         if argument.startswith("hydra.run.dir=") and argument != here:
             raise UserError(f"{argument}: {resume} works in the run's own folder")
-    at = arguments.index(resume) + 1  # before any flag of Hydra's
-    return [*arguments[:at], here, "hydra.output_subdir=null", *arguments[at:]]
+    at = arguments.index(resume)
+    folder = folders[-1]
+    if Path(folder).is_dir():  # a sweep's runs have = and , in their names
+        resume, here = (hydra_override(key, folder) for key in ("resume", "hydra.run.dir"))
+    # before any flag of Hydra's
+    return [*arguments[:at], resume, here, "hydra.output_subdir=null", *arguments[at + 1 :]]
 
 
 @report_errors

@@ -306,7 +306,7 @@ def test_what_no_page_can_show_is_told_before_the_work(runs, tmp_path):
     assert refused(f"run={runs['deep']}", page)[0].endswith(
         "takes runs=[<folder>,<folder>], not run="
     )
-    assert "names 1 runs; a comparison takes 2" in refused(f"runs=[{runs['deep']}]", page)[0]
+    assert "names 1 run; a comparison takes 2" in refused(f"runs=[{runs['deep']}]", page)[0]
     for name, why in (
         ("file", "is a file, and must be a folder"),
         ("file/page", "Not a directory"),

@@ -149,6 +149,9 @@ def test_a_run_that_was_killed_before_it_wrote_its_settings_takes_todays(
     change(sweep / "stranger", data__root="${oc.env:VAE_DATA,data}")
     today = settings(*QUICK, *SMALL)
     assert saved_config(sweep / "stranger", [], today).data.root == today.data.root
+    # its own command again, whose groups have been resolved by now
+    again = saved_config(sweep / "stranger", ["data=digits", "model=deep"], today)
+    assert again.data.root == today.data.root
 
 
 LINKS = ("checkpoints/best.ckpt", ".hydra/config.yaml", "metrics.json", "history.csv")

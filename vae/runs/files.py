@@ -150,9 +150,13 @@ def is_rank_zero() -> bool:
 
 
 def quote_override(key: str, folder: Path) -> str:
-    """`key=<folder>` as a shell and Hydra read it: a sweep's folders have = and , in their
-    names."""
+    """`key=<folder>` as a shell and Hydra read it."""
+    return shlex.quote(hydra_override(key, folder))
+
+
+def hydra_override(key: str, folder: Path | str) -> str:
+    """`key=<folder>` as Hydra reads it: a sweep's folders have = and , in their names."""
     if re.fullmatch(r"[\w/.:+-]+", str(folder), re.ASCII):
         return f"{key}={folder}"
     quoted = str(folder).replace("'", "\\'")
-    return shlex.quote(f"{key}='{quoted}'")
+    return f"{key}='{quoted}'"

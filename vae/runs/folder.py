@@ -173,6 +173,9 @@ def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> D
     """
     saved = read_config(folder)
     changes = {o: split_override(o)[0] for o in overrides if not o.startswith("resume=")}
+    unresolved = resolver_keys(folder / SETTINGS)  # of a run that was killed before it began
+    for key in unresolved:
+        OmegaConf.update(saved, key, OmegaConf.select(today, key), merge=False)
     now, then = resolved(copy.deepcopy(today)), OmegaConf.to_container(saved)
     started_with = as_texts(read_yaml(folder / ".hydra" / "overrides.yaml"))
     presets = {o for o in started_with if split_override(o)[0].split(".")[0] not in now}
@@ -193,8 +196,7 @@ def saved_config(folder: Path, overrides: Sequence[str], today: DictConfig) -> D
         raise UserError(*refused)
     config = OmegaConf.merge({key: today[key] for key in today if key not in saved}, saved)
     assert isinstance(config, DictConfig)
-    unresolved = resolver_keys(folder / SETTINGS)  # of a run that was killed before it began
-    for key in [*unresolved, *changes.values()]:  # what was taken away with ~ is null
+    for key in changes.values():  # what was taken away with ~ is null
         OmegaConf.update(config, key, OmegaConf.select(today, key), merge=False)
     plain: Any = OmegaConf.to_container(config)
     check_resumable(folder, plain, {*changes.values()})

@@ -33,12 +33,16 @@ def runs_to_compare(
     runs = open_runs("runs", folders, allow, problems)
     if not problems and not 2 <= len(runs) <= max_runs:
         problems.append(
-            f"runs={named} names {len(runs)} runs; a comparison takes 2 to {max_runs}: "
+            f"runs={named} names {count(len(runs))}; a comparison takes 2 to {max_runs}: "
             "runs=[<folder>,<folder>]"
         )
     if problems:
         raise UserError(*problems)
     return runs
+
+
+def count(runs: int) -> str:
+    return "1 run" if runs == 1 else f"{runs} runs"
 
 
 def run_folders(folder: Path) -> list[Path]:

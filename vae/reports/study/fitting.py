@@ -40,8 +40,9 @@ def overfitting(found: Comparisons) -> list[str]:
         for part in OVERFIT_PARTS
     )
     sentences[0] += (
-        "; errors over trainings and over the images of both splits, "
-        f"{'paired: the same for all' if paired else 'not paired, which bounds them'}."
+        ". Its error counts trainings and the images of both splits, "
+        f"{'' if paired else 'not '}paired between architectures"
+        f"{'' if paired else ', so it is an upper bound'}."
     )
     # 2. Whether it costs anything: more on train and less on test.
     costs = [

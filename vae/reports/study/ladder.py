@@ -109,10 +109,12 @@ def read_architectures(named: Sequence[str] | str) -> list[Architecture]:
 def first_of_each_seed(
     folders: Sequence[Path], settings: Mapping[Path, Mapping[str, Any]]
 ) -> list[Path]:
-    """Folders by their seed; two runs with one seed are one training."""
+    """Folders by their seed; two runs with one seed are one training, which is said."""
     seeds: dict[Any, Path] = {}
     for folder in folders:
-        seeds.setdefault(settings[folder].get("seed"), folder)
+        kept = seeds.setdefault(settings[folder].get("seed"), folder)
+        if kept is not folder:
+            print(f"left out: {folder} is the same training as {kept}")
     return [seeds[seed] for seed in sorted(seeds, key=str)]
 
 

@@ -248,7 +248,7 @@ def undecided(
     for measure in (m for m in MAIN if m in found.measures):
         near = undecided_neighbours(found, measure)
         if near:
-            texts.append(f"Which is better by {measure.title}: {names(near)}.")
+            texts.append(f"No planned comparison by {measure.title} decides between {names(near)}.")
     marked = sum(text.count(MARK) for group in sentences.values() for text in group)
     if marked:
         texts.append(f"The {marked} differences above that are marked {MARK}.")
