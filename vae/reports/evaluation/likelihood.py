@@ -100,7 +100,7 @@ def importance_values(model: VAE, images: Tensor, settings: Settings) -> tuple[V
 
 
 def ais_values(model: VAE, images: Tensor, settings: Settings) -> tuple[Values, Metrics]:
-    """AISEstimate importance sampling, of the first of the images that L_K has."""
+    """Annealed importance sampling, of the first of the images that L_K has."""
     options = settings["ais"]
     chosen = subset(images, options["images"])
     if not len(chosen):
