@@ -9,7 +9,7 @@ from vae.models.elbo import upper_bound
 from vae.reports.comparison.entries import Entry, learns_sigma
 from vae.reports.comparison.measure import STEPS, Training
 from vae.reports.comparison.sample_verdict import MEASURES
-from vae.reports.comparison.words import grouped, name_entries
+from vae.reports.comparison.words import grouped, name_entries, which_trainings
 
 LOOSE_BOUND = 0.1  # effective samples per sample below which an importance-weighted bound is loose
 
@@ -82,9 +82,8 @@ def mixing_caution(entry: Entry) -> str | None:
 
 
 def share(trainings: Sequence[Training], entry: Entry) -> str:
-    """` in 1 of 3 trainings`; nothing where it is all of them."""
-    n = len(entry.trainings)
-    return f" in {len(trainings)} of {n} trainings" if len(trainings) < n else ""
+    which = which_trainings(len(trainings), len(entry.trainings))
+    return f" {which}" if which else ""
 
 
 def elbo_gap_caution(entry: Entry) -> str | None:

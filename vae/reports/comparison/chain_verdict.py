@@ -8,7 +8,7 @@ from vae.analysis.chain import CHAINS
 from vae.reports.comparison.entries import Entry
 from vae.reports.comparison.measure import Training
 from vae.reports.comparison.statistics import LEVEL, Measured
-from vae.reports.comparison.words import grouped, name_entries
+from vae.reports.comparison.words import grouped, name_entries, which_trainings
 
 
 def chain(entry: Entry) -> str:
@@ -35,8 +35,7 @@ def describe(entry: Entry) -> str:
         outcomes.setdefault(outcome(training), []).append(training)
     n = len(entry.trainings)
     return "; ".join(
-        (f"in {len(trainings)} of {n} trainings " if len(outcomes) > 1 else "")
-        + found.describe(trainings)
+        f"{which_trainings(len(trainings), n)} {found.describe(trainings)}".lstrip()
         for found, trainings in outcomes.items()
     )
 

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 from vae.analysis.chain import ChainTrace
 from vae.analysis.limit import Limit, Mixing
-from vae.runs.files import finite_number
+from vae.reports.evaluation.rows import known
 
 
 def best_limit(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Limit:
@@ -18,21 +18,18 @@ def best_limit(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Limit:
         steps = evaluation.get("chain/finite_steps")
         return Limit(
             math.inf, math.nan, math.nan, "simulated", False,
-            *(int(n) if is_number(n) else 0 for n in (chains, steps)),
+            *(int(n) if known(n) else 0 for n in (chains, steps)),
         )  # fmt: skip
-    if trace.limit.method == "exact" or trace.limit.has_limit is False or not is_number(kl):
+    if trace.limit.method == "exact" or trace.limit.has_limit is False or not known(kl):
         return trace.limit
     se, p = (evaluation.get(f"chain/limit_{key}") for key in ("kl_se", "p"))
     return Limit(
         float(kl),
-        float(se) if is_number(se) else math.nan,
-        float(p) if is_number(p) else math.nan,
+        float(se) if known(se) else math.nan,
+        float(p) if known(p) else math.nan,
         str(evaluation.get("chain/limit_method", "simulated")),
         None,
-        *(
-            int(n) if is_number(n := evaluation.get(f"chain/{k}")) else 0
-            for k in ("chains", "steps")
-        ),
+        *(int(n) if known(n := evaluation.get(f"chain/{k}")) else 0 for k in ("chains", "steps")),
     )
 
 
@@ -41,9 +38,4 @@ def best_mixing(trace: ChainTrace, evaluation: Mapping[str, Any]) -> Mixing:
     method, steps = (evaluation.get(f"chain/mixing_{key}") for key in ("method", "steps"))
     if trace.mixing.method == "exact" or method is None:
         return trace.mixing
-    return Mixing(float(steps) if is_number(steps) else math.nan, str(method))
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """A finite number; JSON has null where one was not."""
-    return finite_number(value) is not None
+    return Mixing(float(steps) if known(steps) else math.nan, str(method))

@@ -8,6 +8,7 @@ from vae.reports.comparison.chain_verdict import limit_distance
 from vae.reports.comparison.entries import Entry, compare
 from vae.reports.comparison.measure import TERMS
 from vae.reports.comparison.statistics import Measured
+from vae.reports.comparison.words import which_trainings
 
 
 class Cell(NamedTuple):
@@ -102,21 +103,17 @@ def limit_cell(entry: Entry) -> Cell:
     diverged = [t.trace for t in entry.trainings if t.trace.diverged]
     if diverged:
         step = min(trace.finite_steps for trace in diverged)
-        return Cell(f"diverged at {step}", math.inf, some_trainings(len(diverged), n))
+        return Cell(f"diverged at {step}", math.inf, which_trainings(len(diverged), n))
     if distance is None:
         return Cell("not known")
     if without := sum(training.limit.has_limit is False for training in entry.trainings):
-        return Cell("no limit", math.inf, some_trainings(without, n))
+        return Cell("no limit", math.inf, which_trainings(without, n))
     if all(training.limit.method == "exact" for training in entry.trainings):
         text = f"{distance.mean:.2f} (closed form)"
     else:
         steps = max(training.limit.steps for training in entry.trainings)
         text = f"{nats(distance.mean, distance.se).text} after {steps:,} steps"
     return Cell(text, distance.mean, spread(distance))
-
-
-def some_trainings(number: int, n: int) -> str:
-    return f"in {number} of {n} trainings" if number < n else ""
 
 
 def finals(entries: Sequence[Entry], split: str) -> list[list[Cell]]:

@@ -41,6 +41,11 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join([*([", ".join(parts[:-1])] if parts[:-1] else []), *parts[-1:]])
 
 
+def which_trainings(number: int, n: int) -> str:
+    """`in 1 of 3 trainings`; nothing where it is all of them."""
+    return f"in {number} of {n} trainings" if number < n else ""
+
+
 def name_entries(names: Sequence[str], entries: Sequence[Entry]) -> str:
     return "All entries" if len(names) == len(entries) > 2 else "; ".join(names)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vae.models.elbo import upper_bound
 from vae.reports.comparison.selection import run_folders
 from vae.reports.comparison.statistics import Measured
 from vae.reports.study.sizes import (
@@ -23,7 +24,7 @@ from vae.reports.study.sizes import (
 )
 from vae.reports.sweep.runs import SweepRun, read_run
 from vae.runs.errors import UserError
-from vae.runs.files import read_json
+from vae.runs.files import finite_number, read_json
 from vae.runs.identity import group_trainings
 from vae.runs.keys import select
 
@@ -53,20 +54,15 @@ class Architecture:
 
     def measured(self, key: str) -> Measured | None:
         """Mean over trainings, with both errors; None where a training lacks the metric."""
-        values = [number(metrics.get(key)) for metrics in self.metrics]
+        values = [finite_number(metrics.get(key)) for metrics in self.metrics]
         known = [value for value in values if value is not None]
         if len(known) < len(values):
             return None
-        errors = [number(metrics.get(f"{key}_se")) for metrics in self.metrics]
+        errors = [finite_number(metrics.get(f"{key}_se")) for metrics in self.metrics]
         given = [error for error in errors if error is not None]
         return Measured.from_values(
             known, sum(given) / len(given) if len(given) == len(errors) else None
         )
-
-
-def number(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if usable and math.isfinite(value) else None
 
 
 def read_architectures(named: Sequence[str] | str) -> list[Architecture]:
@@ -121,12 +117,12 @@ def first_of_each_seed(
 def evaluation_metrics(folder: Path, run: SweepRun) -> dict[str, Any]:
     """What evaluation.json adds, and what follows from both files."""
     evaluation = read_json(folder / "evaluation.json")
-    found = {key: value for key, value in evaluation.items() if number(value) is not None}
+    found = {key: value for key, value in evaluation.items() if finite_number(value) is not None}
     metrics = {**run.metrics, **found}
     found = {**gap_metrics(metrics), **overfit_metrics(metrics), **found}
     sigma, shape = metrics.get("model/sigma"), select(run.settings, "model.image_shape")
     if sigma and isinstance(shape, list) and select(run.settings, "data.pixels") == "grey":
-        found["cap/elbo"] = -math.prod(shape) / 2 * math.log(2 * math.pi * sigma**2)
+        found["cap/elbo"] = upper_bound(math.prod(shape), sigma)
     return found | {"active": metrics.get("active")}
 
 
@@ -138,7 +134,7 @@ def gap_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """
     keys = ("gap/approximation", "gap/amortisation")
     parts, errors = (
-        [value for key in keys if (value := number(metrics.get(f"{key}{end}"))) is not None]
+        [value for key in keys if (value := finite_number(metrics.get(f"{key}{end}"))) is not None]
         for end in ("", "_se")
     )
     if len(parts) < len(keys):
@@ -153,13 +149,13 @@ def overfit_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     The two splits are not equally easy: the closed form says by how much.
     """
     keys = ("train/elbo", "test/elbo", "oracle/train_elbo", "oracle/test_elbo")
-    train, test, best_train, best_test = (number(metrics.get(key)) for key in keys)
+    train, test, best_train, best_test = (finite_number(metrics.get(key)) for key in keys)
     if train is None or test is None:
         return {}
     above = train - (best_train or 0.0), test - (best_test or 0.0)
     found = {"overfit/train": above[0], "overfit/test": above[1], "overfit": above[0] - above[1]}
-    error = number(metrics.get("test/elbo_se"))
-    n, n_test = (number(metrics.get(f"{split}/images")) for split in ("train", "test"))
+    error = finite_number(metrics.get("test/elbo_se"))
+    n, n_test = (finite_number(metrics.get(f"{split}/images")) for split in ("train", "test"))
     if error and n and n_test:
         # Both splits, as if training images differed as test images do: a bound, since nothing is
         # taken off for what architectures share.
